@@ -1,0 +1,46 @@
+"Shared by all tests: the repository's root, the mock data, the command line in a process of its own."
+import os, subprocess, sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope='session')
+def root(): return ROOT
+
+
+@pytest.fixture(scope='session')
+def mock(root): return root/'mock_data'
+
+
+@pytest.fixture(scope='session')
+def video(mock): return next(mock.glob('U0108/kinect/color-masked/videos/S0100/*.mp4'))
+
+
+@pytest.fixture(scope='session')
+def shared(root):
+    "Real data for tests; no test needs it to pass."
+    folder = root.parent/'shared'
+    if not (folder/'openpack-sample').is_dir(): pytest.skip('the OpenPack sample and the broken videos are not on this machine')
+    return folder
+
+
+@pytest.fixture(scope='session')
+def cli():
+    "Run `vlmtemporal` in its own process: (exit code, stdout, stderr)."
+    def run(*args, **kwargs):
+        command = [str(Path(sys.executable).parent/'vlmtemporal'), *map(str, args)]
+        r = subprocess.run(command, capture_output=True, text=True, timeout=600, env={**os.environ, 'NO_COLOR': '1'}, **kwargs)
+        return r.returncode, r.stdout, r.stderr
+    return run
+
+
+@pytest.fixture(scope='session')
+def shards(mock, tmp_path_factory):
+    "A small built data set."
+    from vlmtemporal.dataset import build
+    out = tmp_path_factory.mktemp('data')/'shards'
+    build(mock, out, max_clips=24)
+    return out
