@@ -137,7 +137,7 @@ def plot_samplers(
             ax.set_title(f'{c.start + i/FPS:.2f} s', fontsize=8, color=color, pad=2)
             if not j: ax.set_ylabel(c.sampler, color=color)
     for b in boundaries: top.axvline(b, ls='--', lw=1, color='r')
-    top.set(ylabel='entropy, bits', xlim=(t[0] - .04, t[-1] + .04)); top.legend(frameon=False, fontsize=8, loc='upper right', ncol=len(clips))
+    top.set(ylabel='entropy, bits', xlim=(t[0] - .04, t[-1] + .04)); top.legend(frameon=False, fontsize=8, loc='lower right', bbox_to_anchor=(1, .98), ncol=len(clips))
     return Picture(fig)
 
 # %% ../nbs/00_sampling.ipynb #6a683a0b

@@ -168,16 +168,15 @@ def plot_loss(history: list[dict]) -> Picture:
     rate = ax.twinx(); rate.plot(steps, [h['learning_rate'] for h in history], lw=.8, color='C1'); rate.set_ylabel('learning rate', color='C1')
     return Picture(fig)
 
-def _prepare(out: Path, shards: Shards, model, config: TrainConfig, resume: bool) -> Path | None:
-    "The checkpoint to go on from. Refuses to mix two runs in one folder."
+def _prepare(out: Path, shards: Shards, model, config: TrainConfig, resume: bool) -> tuple[Path | None, dict]:
+    "The checkpoint to go on from, and what this run is. Refuses to mix two runs in one folder."
     this = dict(model=str(model), config=asdict(config), data=shards.index['config'], shards=[s['sha256'] for s in shards.index['shards']])
     started = (out/'run.json').exists()
     if started and not resume: raise BadInput('holds a run already', out, 'say --resume to go on with it, or choose another folder')
     if started and (before := read_json(out/'run.json')) != this:
         differs = [k for k in this if this[k] != before.get(k)]
         raise BadInput(f'was started with another {", ".join(differs)}', out, 'give the same, or choose another folder')
-    if not started: write_json(out/'run.json', this)
-    return last_checkpoint(out)
+    return last_checkpoint(out), this
 
 # %% ../nbs/02_train.ipynb #87164c97
 @_quiet()
@@ -191,8 +190,9 @@ def fit(
     "Fine-tune an NF4 model with LoRA on the train split; keep what is done; go on from the last complete checkpoint."
     from transformers import set_seed
     out, data = Path(out), find_split(shards, 'train')
-    checkpoint = _prepare(out, data, model, config, resume)
-    set_seed(config.seed); loaded = load_model(model); trainer = make_trainer(loaded, data, out, config)
+    checkpoint, this = _prepare(out, data, model, config, resume)
+    set_seed(config.seed); loaded = load_model(model)
+    write_json(out/'run.json', this); trainer = make_trainer(loaded, data, out, config)
     begin = time.time()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     history = [dict(step=h['step'], loss=h['loss'], learning_rate=h['learning_rate']) for h in trainer.state.log_history if 'loss' in h]
