@@ -37,4 +37,4 @@ readme: setup                    # README.md is nbs/index.ipynb as Markdown
 	$(BIN)/python tests/readme.py > README.md
 
 bench: setup
-	$(BIN)/vlmtemporal study mock_data
+	$(BIN)/python bench/sampling.py

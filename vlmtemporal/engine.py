@@ -22,10 +22,11 @@ from .shards import Example
 from .timeline import Timeline, emissions, raw_timeline
 from .video import open_video
 
-# %% ../nbs/04a_engine.ipynb #1fd4feca
+# %% ../nbs/04a_engine.ipynb #baf25721
 class Busy(VLMTemporalError):
     "Too many requests are waiting."
 
+# %% ../nbs/04a_engine.ipynb #19097c61
 class Engine:
     "A loaded model that answers about videos, one at a time. An adapter brings its taxonomy and sampler along."
     def __init__(self,

@@ -74,13 +74,15 @@ def write_shards(
     return index
 
 # %% ../nbs/01f_shards.ipynb #fb01a538
+_NEEDED = {'split', 'taxonomy', 'sampler', 'shards', 'examples'}
+
 class Shards:
     "The examples of one split: `len(shards)`, `shards[i]`, `for e in shards`."
     def __init__(self, path: str | Path): # a folder with an index.json
         self.path = Path(path)
         if not self.path.is_dir(): raise BadInput('no such folder', path, 'build it with `vlmtemporal build ROOT OUT`')
         self.index = read_json(self.path/'index.json', 'build it with `vlmtemporal build ROOT OUT`')
-        if not isinstance(self.index, dict) or self.index.get('format') != 1:
+        if not isinstance(self.index, dict) or self.index.get('format') != 1 or not _NEEDED <= set(self.index):
             raise BadInput('is no index of this version', self.path/'index.json', 'build the shards again')
         for s in self.index['shards']:
             size = (self.path/s['name']).stat().st_size if (self.path/s['name']).exists() else None
