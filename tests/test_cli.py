@@ -65,6 +65,7 @@ def bad(tmp_path, mock, video):
     fields = lines[1].split(','); fields[6], fields[7] = fields[7], fields[6]
     for name, text in dict(column=good.replace(',end,', ',fin,', 1), reversed='\n'.join([lines[0], ','.join(fields)]), operation=good.replace(',10100,', ',4711,')).items():
         (tmp_path/name/csv).parent.mkdir(parents=True); (tmp_path/name/csv).write_text(text)
+    (tmp_path/'index').mkdir(); (tmp_path/'index'/'index.json').write_text('{"format": 1}')
     (tmp_path/'stranger').mkdir(); shutil.copytree(mock/'U0101', tmp_path/'stranger'/'U0999')
     return tmp_path
 
@@ -73,7 +74,7 @@ BAD = {
     'no video': ('sample', 'none.mp4'), 'empty file': ('predict', 'empty.mp4'), 'text': ('sample', 'text.mp4'), 'folder without frames': ('analyze', 'folder'),
     'missing column': ('build', 'column', 'out'), 'reversed segment': ('build', 'reversed', 'out'), 'unknown operation': ('study', 'operation'),
     'unknown subject': ('build', 'stranger', 'out'), 'no model': ('preflight', 'SHARDS', '--model', 'folder'), 'no adapter': ('predict', 'VIDEO', '--adapter', 'folder'),
-    'no such hub model': ('train', 'SHARDS', 'out', '--model', 'nonsense'), 'no shards': ('train', 'folder', 'out'), 'unknown setting': ('train', 'SHARDS', 'out', '--set', 'lr=1'),
+    'broken index': ('check', 'index'), 'no such hub model': ('train', 'SHARDS', 'out', '--model', 'nonsense'), 'no shards': ('train', 'folder', 'out'), 'unknown setting': ('train', 'SHARDS', 'out', '--set', 'lr=1'),
 }
 
 

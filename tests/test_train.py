@@ -26,3 +26,7 @@ def test_killed_and_resumed(cli, shards, video, tmp_path):
     assert all(abs(a['loss'] - b['loss']) < 1e-4 for a, b in zip(*history)), history
     code, answer, _ = cli('predict', video, '--adapter', out/'adapter', '--json')
     assert code == 0 and json.loads(answer)['parsed_by'] == 'constrained'
+
+    weights = out/'adapter'/'adapter_model.safetensors'; weights.write_bytes(weights.read_bytes()[:1000])
+    code, text, err = cli('predict', video, '--adapter', out/'adapter')
+    assert code == 2 and not text and 'cannot be loaded' in err and 'Traceback' not in err

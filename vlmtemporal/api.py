@@ -28,7 +28,8 @@ class _Limit:
         async def counted():
             nonlocal got
             message = await receive(); got += len(message.get('body', b''))
-            if got > self.limit: raise StarletteHTTPException(413, f'the upload is larger than {self.limit/2**20:.3g} MiB')
+            if got > self.limit:
+                raise StarletteHTTPException(413, f'the upload is larger than {self.limit/2**20:.3g} MiB')
             return message
         await self.app(scope, counted, send)
 
@@ -53,7 +54,8 @@ class Problem(BaseModel):
     "What went wrong, in one sentence."
     detail: str
 
-_PROBLEMS = {400: dict(model=Problem, description='The video or the start cannot be used'), 413: dict(model=Problem, description='The upload is too large'),
+_PROBLEMS = {400: dict(model=Problem, description='The video or the start cannot be used'),
+             413: dict(model=Problem, description='The upload is too large'),
              503: dict(model=Problem, description='Too many requests are waiting')}
 
 # %% ../nbs/04b_api.ipynb #a8cc54ee
@@ -70,11 +72,13 @@ def create_app(
     @app.get('/healthz')
     async def healthz() -> dict:
         "Is the service up, and with which model?"
-        return dict(status='ok', model=engine.loaded.name, adapter=bool(engine.loaded.adapter), taxonomy=engine.taxonomy.name, random_weights=engine.loaded.is_random)
+        return dict(status='ok', model=engine.loaded.name, adapter=bool(engine.loaded.adapter),
+                    taxonomy=engine.taxonomy.name, random_weights=engine.loaded.is_random)
 
     @app.post('/predict', responses=_PROBLEMS)
     async def predict(video: Annotated[UploadFile, File(description='A video file')],
-                      start: Annotated[float, Form(ge=0, le=1e6, description='Seconds into the video')] = 0.) -> PredictResponse:
+                      start: Annotated[float, Form(ge=0, le=1e6, description='Seconds into the video')] = 0.,
+                      ) -> PredictResponse:
         "What is done in the five seconds after `start`."
         folder = Path(tempfile.mkdtemp(prefix='vlmtemporal-'))
         try:

@@ -30,7 +30,8 @@ def show(
     except BadInput as e: raise gr.Error('; '.join(filter(None, (e.what, e.fix)))) from None
     except VLMTemporalError as e: raise gr.Error(str(e)) from None
     a = prediction.answer; inside = lambda i: a.start_frame is not None and a.start_frame <= i <= a.end_frame
-    frames = [(f, f'frame {i} · {start + i/FPS:.2f} s' + (f' · {a.dominant_operation}' if inside(i) else '')) for f, i in zip(clip.frames, clip.indices.tolist())]
+    caption = lambda i: f'frame {i} · {start + i/FPS:.2f} s' + (f' · {a.dominant_operation}' if inside(i) else '')
+    frames = [(f, caption(i)) for f, i in zip(clip.frames, clip.indices.tolist())]
     return prediction.probabilities, frames, json.dumps(prediction.to_dict(), indent=2)
 
 # %% ../nbs/04c_app.ipynb #6cf6b769
@@ -40,8 +41,11 @@ def create_demo(
 ):
     "The Gradio page over an engine."
     import gradio as gr
-    about = f'model `{Path(engine.loaded.name).name}`{" with an adapter" if engine.loaded.adapter else ""}, taxonomy {engine.taxonomy.name}, sampler {engine.sampler}'
-    warning = '\n\n**This model has random weights. Its answers are noise and only show that the system works.**' if engine.loaded.is_random and not engine.loaded.adapter else ''
+    adapted = ' with an adapter' if engine.loaded.adapter else ''
+    name, words = Path(engine.loaded.name).name, engine.taxonomy.name
+    about = f'model `{name}`{adapted}, taxonomy {words}, sampler {engine.sampler}'
+    noise = '\n\n**This model has random weights. Its answers are noise and only show that the system works.**'
+    warning = noise if engine.loaded.is_random else ''
     with gr.Blocks(title='vlmtemporal', analytics_enabled=False, delete_cache=(600, 3600)) as demo:
         gr.Markdown(f'# vlmtemporal\nWhat is being done, exactly when, and what comes next. {about}.{warning}')
         with gr.Row():
@@ -66,6 +70,7 @@ def mount(
     "Mount the page beside the API."
     import gradio as gr
     demo = create_demo(engine, example)
-    app = gr.mount_gradio_app(api, demo, path=path, max_file_size='200mb', allowed_paths=[str(Path(example).parent)] if example else None)
-    demo.has_launched = True # mounting does not set it, and without it Gradio does not check which files a request names
+    allowed = [str(Path(example).parent)] if example else None
+    app = gr.mount_gradio_app(api, demo, path=path, max_file_size='200mb', allowed_paths=allowed)
+    demo.has_launched = True # mounting does not, and without it Gradio does not check which files a request names
     return app

@@ -34,12 +34,14 @@ def baselines(
 ) -> dict[str, list[Answer]]:
     "Answers to every clip, by methods that never look at it."
     majority = _most([a.dominant_operation for a in train], taxonomy.null)
-    follows = {n: _most([a.anticipated_next_operation for a in train if a.dominant_operation == n], taxonomy.null) for n in taxonomy.names}
+    follows = {n: _most([a.anticipated_next_operation for a in train if a.dominant_operation == n], taxonomy.null)
+               for n in taxonomy.names}
     span, g = best_span(train) if train else (0, N_FRAMES - 1), rng(seed, 'random baseline')
     def guess():
         s, e = sorted(g.choice(N_FRAMES, 2, replace=False).tolist())
         return Answer(str(g.choice(taxonomy.names)), s, e, str(g.choice(taxonomy.names)))
     return {'majority, whole clip': [Answer(majority, 0, N_FRAMES - 1, follows[majority])]*len(true),
             f'majority, frames {span[0]}-{span[1]}': [Answer(majority, *span, follows[majority])]*len(true),
-            'bigram, told the operation': [Answer(majority, 0, N_FRAMES - 1, follows[q.dominant_operation]) for q in true],
+            'bigram, told the operation': [Answer(majority, 0, N_FRAMES - 1, follows[q.dominant_operation])
+                                           for q in true],
             'random': [guess() for _ in true]}

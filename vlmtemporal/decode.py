@@ -30,7 +30,8 @@ class Prediction:
     latency_ms: float = 0.
     def to_dict(self) -> dict:
         "The specification's answer with probabilities."
-        return dict(clip_id=self.key, **(self.answer or Answer(None, None, None, None, 0.)).to_dict(), probabilities=self.probabilities, parsed_by=self.parsed_by,
+        answer = self.answer or Answer(None, None, None, None, 0.)
+        return dict(clip_id=self.key, **answer.to_dict(), probabilities=self.probabilities, parsed_by=self.parsed_by,
                     latency_ms=round(self.latency_ms, 1))
 
 def model_inputs(loaded: Loaded, frames, indices, taxonomy: Taxonomy):
@@ -58,8 +59,9 @@ def generate(
 def _sequences(tokenizer, before: str, candidates: list[str], after: str) -> tuple[list[int], list[list[int]]]:
     "The tokens that all candidate texts share at the front, and for each the tokens up to the one that closes it."
     ids = [tokenizer(before + c + after, add_special_tokens=False)['input_ids'] for c in candidates]
-    front = next(i for i in range(min(map(len, ids)) + 1) if i == min(map(len, ids)) or len({s[i] for s in ids}) > 1)
-    back = next(i for i in range(min(map(len, ids)) - front + 1) if i == min(map(len, ids)) - front or len({s[-1 - i] for s in ids}) > 1)
+    shortest = min(map(len, ids))
+    front = next((i for i in range(shortest) if len({s[i] for s in ids}) > 1), shortest)
+    back = next((i for i in range(shortest - front) if len({s[-1 - i] for s in ids}) > 1), shortest - front)
     return ids[0][:front], [s[front:len(s) - back + (1 if back else 0)] for s in ids]
 
 class _Form:
@@ -71,7 +73,8 @@ class _Form:
         self.cache, self.logits = out.past_key_values, out.logits[0, -1].float()
     def _forward(self, ids, cache):
         ids = self.torch.tensor(ids, device=self.model.device)
-        with self.torch.no_grad(): return self.model(input_ids=ids, past_key_values=cache, use_cache=True) # no mask: nothing is padded
+        with self.torch.no_grad(): # no mask: nothing is padded
+            return self.model(input_ids=ids, past_key_values=cache, use_cache=True)
     def write(self, ids: list[int]):
         "Make `ids` what is written; tokens that are written already are kept."
         same = next((i for i, (a, b) in enumerate(zip(self.written, ids)) if a != b), min(len(self.written), len(ids)))
@@ -82,10 +85,11 @@ class _Form:
         self.cache, self.logits, self.written = out.past_key_values, out.logits[0, -1].float(), list(ids)
     def log_probs(self, sequences: list[list[int]]) -> np.ndarray:
         "Summed log-probability of each sequence after what is written, `(n,)`, in one batch."
-        total = self.torch.log_softmax(self.logits, -1).cpu().numpy()[[s[0] for s in sequences]].astype(float); longest = max(map(len, sequences))
+        log_softmax = lambda logits: self.torch.log_softmax(logits.float(), -1).cpu().numpy()
+        total, longest = log_softmax(self.logits)[[s[0] for s in sequences]].astype(float), max(map(len, sequences))
         if longest == 1: return total
         cache = copy.deepcopy(self.cache); cache.batch_repeat_interleave(len(sequences))
-        later = self.torch.log_softmax(self._forward([s + [0]*(longest - len(s)) for s in sequences], cache).logits.float(), -1).cpu().numpy()
+        later = log_softmax(self._forward([s + [0]*(longest - len(s)) for s in sequences], cache).logits)
         return total + [sum(later[i, j, s[j + 1]] for j in range(len(s) - 1)) for i, s in enumerate(sequences)]
     def walk(self, sequences: list[list[int]]) -> int:
         "Choose token by token among the sequences; the position of the one that is left."
@@ -105,7 +109,8 @@ def constrained(
 ) -> Prediction:
     "Fill in the answer's form; always valid."
     begin, n, names = time.perf_counter(), example.n_frames, list(taxonomy.names)
-    form, tokenizer = _Form(loaded, model_inputs(loaded, example.frames, example.indices, taxonomy)), loaded.processor.tokenizer
+    form = _Form(loaded, model_inputs(loaded, example.frames, example.indices, taxonomy))
+    tokenizer = loaded.processor.tokenizer
     said = ANSWER[0]
     def blank(candidates, after):
         front, sequences = _sequences(tokenizer, said, candidates, after); form.write(front); return sequences
@@ -119,6 +124,7 @@ def constrained(
     start = number(0, n - 1, ANSWER[2]); said += str(start) + ANSWER[2]
     end = number(start + 1, n, ANSWER[3]); said += str(end) + ANSWER[3]
     after, next_p = label(ANSWER[4])
-    return Prediction(example.key, Answer(dominant, start, end, after, p[dominant]), 'constrained', p, next_p, '', (time.perf_counter() - begin)*1000)
+    answer = Answer(dominant, start, end, after, p[dominant])
+    return Prediction(example.key, answer, 'constrained', p, next_p, '', (time.perf_counter() - begin)*1000)
 
 DECODERS = dict(constrained=constrained, generate=generate)

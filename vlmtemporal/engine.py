@@ -66,6 +66,8 @@ class Engine:
     ) -> Timeline:
         "The segments of a whole video."
         source = open_video(video); starts = window_starts(source.info.duration, stride)
-        said = [self._answer(sample_clip(source, s, self.sampler, self.k), f'{Path(video).stem}@{s:g}s') for s in progress(starts, 'analyzing')]
+        said = [self._answer(sample_clip(source, s, self.sampler, self.k), f'{Path(video).stem}@{s:g}s')
+                for s in progress(starts, 'analyzing')]
         p = np.array([[x.probabilities[n] for n in self.taxonomy.names] for x in said])
-        return raw_timeline(emissions(starts, p, source.info.duration), self.taxonomy, source.info.duration, said[-1].next_probabilities)
+        rows = emissions(starts, p, source.info.duration)
+        return raw_timeline(rows, self.taxonomy, source.info.duration, said[-1].next_probabilities)

@@ -30,9 +30,10 @@ def clip_scores(
     "Every metric's value for every clip."
     if len(predicted) != len(true): raise ValueError(f'{len(predicted)} predictions for {len(true)} clips')
     overlap = np.array([tiou(p, q) for p, q in zip(predicted, true)])
-    right = lambda field: np.array([p is not None and getattr(p, field) == getattr(q, field) for p, q in zip(predicted, true)], float)
-    return {'OCA': right('dominant_operation'), **{f'tIoU@{t}': (overlap >= t).astype(float) for t in (.3, .5, .7)}, 'mIoU': overlap,
-            'AA@1': right('anticipated_next_operation')}
+    same = lambda p, q, field: p is not None and getattr(p, field) == getattr(q, field)
+    right = lambda field: np.array([same(p, q, field) for p, q in zip(predicted, true)], float)
+    return {'OCA': right('dominant_operation'), **{f'tIoU@{t}': (overlap >= t).astype(float) for t in (.3, .5, .7)},
+            'mIoU': overlap, 'AA@1': right('anticipated_next_operation')}
 
 # %% ../nbs/03c_metrics.ipynb #8139b18a
 def summarise(
@@ -52,5 +53,6 @@ def confusion(
 ) -> np.ndarray: # int64 (C, C + 1): row truth, column prediction, last column no answer
     "How often each operation was taken for each."
     out = np.zeros((len(taxonomy), len(taxonomy) + 1), np.int64)
-    for p, q in zip(predicted, true): out[taxonomy.index(q.dominant_operation), taxonomy.index(p.dominant_operation) if p else len(taxonomy)] += 1
+    column = lambda p: taxonomy.index(p.dominant_operation) if p else len(taxonomy)
+    for p, q in zip(predicted, true): out[taxonomy.index(q.dominant_operation), column(p)] += 1
     return out

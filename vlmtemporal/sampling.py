@@ -63,7 +63,8 @@ def list_samplers() -> list[str]:
 
 def get_sampler(name: str) -> Sampler:
     "The sampler of that name."
-    if name not in _SAMPLERS: raise BadInput(f'unknown sampler {name!r}', fix=f'use one of {", ".join(list_samplers())}')
+    if name not in _SAMPLERS:
+        raise BadInput(f'unknown sampler {name!r}', fix=f'use one of {", ".join(list_samplers())}')
     return _SAMPLERS[name]
 
 # %% ../nbs/00_sampling.ipynb #3a8c5cd2
@@ -78,7 +79,8 @@ def clip_grid(
     times = start + np.arange(n)/FPS
     inside = times[times < video.info.duration]
     if not 0 <= start < video.info.duration or not len(inside):
-        raise BadInput(f'the clip starts at {start:g} s, outside the video of {video.info.duration:.2f} s', video.info.path, 'choose a start inside it')
+        raise BadInput(f'the clip starts at {start:g} s, outside the video of {video.info.duration:.2f} s',
+                       video.info.path, 'choose a start inside it')
     return video.nearest(inside)
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ class SampledClip:
     def times(self) -> np.ndarray: return self.indices/FPS
     def to_dict(self) -> dict:
         "What `vlmtemporal sample --json` prints; times are seconds into the video."
-        chosen = [dict(index=int(i), time=round(self.start + int(i)/FPS, 3), score=round(float(self.scores[i]), 4)) for i in self.indices]
+        chosen = [dict(index=int(i), time=round(self.start + int(i)/FPS, 3), score=round(float(self.scores[i]), 4))
+                  for i in self.indices]
         return dict(video=self.video, sampler=self.sampler, fps=FPS, n_frames=self.n_frames, frames=chosen)
     def _repr_png_(self): return plot_samplers([self]).png
 
@@ -114,7 +117,8 @@ def sample_clip(
     wanted, back = np.unique(grid, return_inverse=True)
     scores = score_frames(video.read(wanted), s.score)[back]
     indices = s(scores, k)
-    return SampledClip(video.info.path, sampler, float(start), len(grid), indices, scores, video.read(grid[indices], size))
+    return SampledClip(video.info.path, sampler, float(start), len(grid), indices, scores,
+                       video.read(grid[indices], size))
 
 # %% ../nbs/00_sampling.ipynb #cb5a4671
 def plot_samplers(
@@ -131,13 +135,15 @@ def plot_samplers(
     low, high = first.scores.min(), first.scores.max(); step = max(high - low, 1e-3)*.18
     for row, c in enumerate(clips):
         color = f'C{row}'
-        top.plot(c.start + c.times, np.full(len(c.indices), low - (row + 1)*step), '|', ms=9, mew=2, color=color, label=c.sampler)
+        top.plot(c.start + c.times, np.full(len(c.indices), low - (row + 1)*step), '|', ms=9, mew=2,
+                 color=color, label=c.sampler)
         for j, i in enumerate(c.indices):
             ax = fig.add_subplot(grid[row + 1, j]); ax.imshow(c.frames[j]); ax.set(xticks=[], yticks=[])
             ax.set_title(f'{c.start + i/FPS:.2f} s', fontsize=8, color=color, pad=2)
             if not j: ax.set_ylabel(c.sampler, color=color)
     for b in boundaries: top.axvline(b, ls='--', lw=1, color='r')
-    top.set(ylabel='entropy, bits', xlim=(t[0] - .04, t[-1] + .04)); top.legend(frameon=False, fontsize=8, loc='lower right', bbox_to_anchor=(1, .98), ncol=len(clips))
+    top.set(ylabel='entropy, bits', xlim=(t[0] - .04, t[-1] + .04))
+    top.legend(frameon=False, fontsize=8, loc='lower right', bbox_to_anchor=(1, .98), ncol=len(clips))
     return Picture(fig)
 
 # %% ../nbs/00_sampling.ipynb #6a683a0b

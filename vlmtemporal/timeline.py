@@ -39,7 +39,8 @@ class Timeline:
     duration: float                  # seconds
     next: dict[str, float]           # operation -> probability of following the end
     def to_dict(self) -> dict:
-        found = [dict(operation=s.operation, start=round(s.start, 3), end=round(s.end, 3), probability=round(p, 4)) for s, p in zip(self.segments, self.probabilities)]
+        found = [dict(operation=s.operation, start=round(s.start, 3), end=round(s.end, 3), probability=round(p, 4))
+                 for s, p in zip(self.segments, self.probabilities)]
         return dict(segments=found, next=self.next)
     def _repr_png_(self): return plot_timeline(self).png
 
@@ -51,7 +52,8 @@ def raw_timeline(
 ) -> Timeline:
     "The most probable operation of each moment, neighbours merged."
     best = rows.argmax(1); edges = np.flatnonzero(np.r_[True, np.diff(best) != 0, True])
-    found = [(Segment(taxonomy.names[best[a]], a*STEP, min(b*STEP, duration)), float(rows[a:b, best[a]].mean())) for a, b in zip(edges, edges[1:])]
+    found = [(Segment(taxonomy.names[best[a]], a*STEP, min(b*STEP, duration)), float(rows[a:b, best[a]].mean()))
+             for a, b in zip(edges, edges[1:])]
     return Timeline(taxonomy, tuple(s for s, _ in found), tuple(p for _, p in found), duration, next or {})
 
 # %% ../nbs/03b_timeline.ipynb #c9fbdb26
@@ -66,8 +68,11 @@ def plot_timeline(
     rows = [('truth', truth)] if truth is not None else []; rows += [('predicted', timeline.segments)]
     fig = Figure(figsize=(11, .7 + .45*len(rows))); ax = fig.subplots()
     for y, (_, segments) in enumerate(rows):
-        ax.broken_barh([(s.start, s.duration) for s in segments], (y - .4, .8), facecolors=[color[s.operation] for s in segments], edgecolor='w', lw=.3)
+        ax.broken_barh([(s.start, s.duration) for s in segments], (y - .4, .8), edgecolor='w', lw=.3,
+                       facecolors=[color[s.operation] for s in segments])
     used = [n for n in names if any(s.operation == n for _, segments in rows for s in segments)]
-    ax.set(yticks=range(len(rows)), yticklabels=[r[0] for r in rows], xlim=(0, timeline.duration), xlabel='seconds'); ax.invert_yaxis()
-    ax.legend(handles=[Patch(color=color[n], label=n) for n in used], fontsize=7, frameon=False, ncol=max(len(used), 1), loc='lower center', bbox_to_anchor=(.5, 1))
+    ax.set(yticks=range(len(rows)), yticklabels=[r[0] for r in rows], xlim=(0, timeline.duration), xlabel='seconds')
+    ax.invert_yaxis()
+    ax.legend(handles=[Patch(color=color[n], label=n) for n in used], fontsize=7, frameon=False, ncol=max(len(used), 1),
+              loc='lower center', bbox_to_anchor=(.5, 1))
     return Picture(fig)

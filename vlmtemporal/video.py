@@ -56,10 +56,12 @@ class Video:
         steps = np.diff(self.times)
         step = float(steps[steps <= 1.5*np.median(steps)].mean()) if steps.any() else 1/25
         fps = round(1/step, 1 if backend == 'folder' else 3) # names tell milliseconds, containers microseconds
-        self.info = VideoInfo(str(path), fps, int(width), int(height), len(self.times), float(self.times[-1] + step), backend)
+        self.info = VideoInfo(str(path), fps, int(width), int(height), len(self.times), float(self.times[-1] + step),
+                              backend)
 
 def _scaled(frame, size):
-    return frame if size is None or frame.shape[1::-1] == tuple(size) else cv2.resize(frame, tuple(size), interpolation=cv2.INTER_AREA)
+    if size is None or frame.shape[1::-1] == tuple(size): return frame
+    return cv2.resize(frame, tuple(size), interpolation=cv2.INTER_AREA)
 
 # %% ../nbs/00b_video.ipynb #72579c2e
 @contextmanager
@@ -91,7 +93,8 @@ class _OpenCVVideo(Video):
         while cap.grab(): times.append(cap.get(cv2.CAP_PROP_POS_MSEC)/1000)
         width, height = (cap.get(p) for p in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
         cap.release()
-        if not times: raise BadInput('cannot be decoded as video', path, 'give a video file that plays, or a folder of frames')
+        if not times:
+            raise BadInput('cannot be decoded as video', path, 'give a video file that plays, or a folder of frames')
         self.times = np.maximum.accumulate(np.array(times) - times[0])
         self._describe(path, width, height, 'opencv')
     def read(self, indices, size=None):
@@ -101,7 +104,9 @@ class _OpenCVVideo(Video):
             if not cap.grab(): break
             if i in wanted: frames[i] = _scaled(cv2.cvtColor(cap.retrieve()[1], cv2.COLOR_BGR2RGB), size)
         cap.release()
-        if len(frames) < len(wanted): raise BadInput(f'frame {min(wanted - set(frames))} can no longer be read', self._path, 'has the file changed?')
+        if len(frames) < len(wanted):
+            missing = min(wanted - set(frames))
+            raise BadInput(f'frame {missing} can no longer be read', self._path, 'has the file changed?')
         return np.stack([frames[i] for i in indices])
     def blocks(self, size=None, length=32):
         cap, block, first = cv2.VideoCapture(self._path), [], 0
@@ -136,13 +141,15 @@ class FrameFolder(Video):
     def __init__(self, path):
         found = sorted((t, p) for p in Path(path).rglob('*') if p.suffix.lower() in ('.jpg', '.jpeg', '.png')
                        and (t := parse_stamp(p.stem)) is not None)
-        if not found: raise BadInput('the folder holds no frames', path, "expected pictures named like '20220329_142511_030.jpg'")
+        if not found:
+            raise BadInput('the folder holds no frames', path, "expected pictures named like '20220329_142511_030.jpg'")
         self.paths, self.start = [p for _, p in found], found[0][0]
         self.times = np.array([t for t, _ in found]) - self.start
         height, width = self._picture(0).shape[:2]
         self._describe(path, width, height, 'folder')
     def _picture(self, i):
-        picture = cv2.imdecode(np.fromfile(self.paths[i], np.uint8), cv2.IMREAD_COLOR) if os.path.getsize(self.paths[i]) else None
+        data = np.fromfile(self.paths[i], np.uint8)
+        picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
         if picture is None: raise BadInput('cannot be read as a picture', self.paths[i], 'copy it again or remove it')
         return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
     def read(self, indices, size=None): return np.stack([_scaled(self._picture(int(i)), size) for i in indices])
