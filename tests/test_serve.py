@@ -1,5 +1,5 @@
 "A real server process: prediction, limits, nothing left behind."
-import os, socket, subprocess, sys, time
+import os, socket, statistics, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,11 +31,14 @@ def test_predicts_and_stays_alive_meanwhile(server, video):
     url, tmp = server; data = video.read_bytes()
     with ThreadPoolExecutor(6) as pool:
         jobs = [pool.submit(post, url, data, 3.*i) for i in range(5)]
-        slowest = 0.
+        waits = []
         while not all(j.done() for j in jobs):
-            begin = time.time(); assert httpx.get(f'{url}/healthz', timeout=30).status_code == 200; slowest = max(slowest, time.time() - begin); time.sleep(.05)
-    assert all(j.result().status_code == 200 for j in jobs) and len({j.result().json()['clip_id'] for j in jobs}) == 5
-    assert slowest < 5 # it answers while the model works; generous, because the machine is shared
+            begin = time.time(); assert httpx.get(f'{url}/healthz', timeout=30).status_code == 200
+            waits.append(time.time() - begin); time.sleep(.05)
+    answers = [j.result() for j in jobs]
+    assert all(a.status_code == 200 for a in answers) and len({a.json()['clip_id'] for a in answers}) == 5
+    busy = statistics.median(a.json()['latency_ms'] for a in answers)/1000
+    assert statistics.median(waits) < busy/2, 'the health check waits for the model: something blocks the event loop'
     assert not list(tmp.glob('vlmtemporal-*')), 'temporary files stay behind'
 
 
