@@ -1,9 +1,29 @@
-"Real and broken sources; skipped where they are absent."
+"Real and broken sources, and own ones with known content; those that need real data are skipped where it is absent."
+import subprocess, threading, warnings
+
+import cv2
 import numpy as np
 import pytest
 
+from vlmtemporal import video as module
+from vlmtemporal.basics import BadInput, VLMTemporalWarning
 from vlmtemporal.openpack import sessions
-from vlmtemporal.video import open_video, probe
+from vlmtemporal.scores import score_video
+from vlmtemporal.video import ffmpeg, iter_frames, normalise, open_video, probe, write_video
+
+
+def run(*args): subprocess.run([ffmpeg(), '-v', 'error', '-y', *map(str, args)], check=True)
+
+
+@pytest.fixture(scope='module')
+def drawn(tmp_path_factory):
+    "50 frames of 96x64: a wedge that tells up from down and left from right, on a level that tells the frame."
+    def picture(i):
+        frame = np.full((64, 96, 3), i*4, np.uint8); frame[8:24, 8:72] = (220, 30, 30); frame[24:56, 8:24] = (30, 30, 220)
+        return frame
+    path = tmp_path_factory.mktemp('drawn')/'plain.mp4'
+    write_video(path, map(picture, range(50)), 25, 12)
+    return path
 
 
 def test_openpack_sample(shared):
@@ -21,13 +41,145 @@ def test_build_says_which_clips_lack_frames(shared, tmp_path, cli):
     assert code == 2 and 'U0209' in err and not (tmp_path/'out').exists()
 
 
-@pytest.mark.parametrize('name, frames', [('flipping_a_pancake.mkv', 310), ('corrupted.mp4', 28), ('bikes.mp4', 250), ('unordered.mov', 4), ('bad_video_sample.mp4', 15)])
+@pytest.mark.parametrize('name, frames', [('flipping_a_pancake.mkv', 310), ('corrupted.mp4', 28), ('bikes.mp4', 250),
+                                          ('unordered.mov', 4), ('bad_video_sample.mp4', 15)])
+@pytest.mark.filterwarnings('ignore::vlmtemporal.basics.VLMTemporalWarning')
 def test_frames_that_can_be_read(shared, name, frames):
     video = open_video(shared/'videos'/name)
     assert video.info.n_frames == frames and sum(len(b) for _, b in video.blocks((32, 32))) == frames
-    assert (np.diff(video.times) >= 0).all()
+    assert (np.diff(video.times) >= 0).all() and len(score_video(video)['entropy']) == frames
+    assert video.read([frames - 1, 0]).shape == (2, video.info.height, video.info.width, 3)
 
 
-def test_rotation_is_applied(shared):
+def test_a_header_that_lies_is_reported(shared, cli):
+    path = shared/'videos'/'corrupted.mp4'
+    with pytest.warns(VLMTemporalWarning, match='28 of 50 frames can be decoded'): assert probe(path).n_declared == 50
+    code, out, err = cli('sample', path)
+    assert code == 0 and len(out.splitlines()) == 9 and err.startswith('warning: ') and '28 of 50' in err and len(err.splitlines()) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter('error'); probe(shared/'videos'/'flipping_a_pancake.mkv') # a whole file is not complained about
+
+
+@pytest.mark.parametrize('angle', [0, 90, 180, 270])
+def test_rotated_recordings_come_out_as_ffmpeg_turns_them(shared, angle):
+    path = shared/'videos'/f'video_{angle}.mov'; video = open_video(path); i = video.info
+    raw = subprocess.run([ffmpeg(), '-v', 'error', '-i', path, '-frames:v', '1', '-f', 'rawvideo',
+                          '-pix_fmt', 'rgb24', '-'], check=True, capture_output=True).stdout
+    upright = np.frombuffer(raw, np.uint8).reshape(i.height, i.width, 3).astype(int)
+    assert np.abs(video.read([0])[0] - upright).mean() < 3
     shapes = {a: (i.width, i.height) for a in (0, 90, 180, 270) for i in [probe(shared/'videos'/f'video_{a}.mov')]}
     assert shapes[0] == shapes[180] and shapes[90] == shapes[270] == shapes[0][::-1]
+
+
+@pytest.mark.parametrize('angle', [90, 180, 270])
+def test_four_ways_to_hold_a_phone_give_the_same_picture(drawn, tmp_path, angle):
+    "The same picture stored turned, with the note how to turn it back."
+    turns = {90: ['transpose=1'], 180: ['hflip', 'vflip'], 270: ['transpose=2']}[angle]
+    run('-i', drawn, '-vf', ','.join(turns), '-crf', '5', tmp_path/'turned.mp4')
+    run('-display_rotation', angle, '-i', tmp_path/'turned.mp4', '-c', 'copy', tmp_path/'noted.mp4')
+    want, got = open_video(drawn), open_video(tmp_path/'noted.mp4')
+    assert probe(tmp_path/'turned.mp4').width == (96 if angle == 180 else 64)
+    assert (got.info.width, got.info.height, len(got)) == (96, 64, 50)
+    assert np.abs(want.read(range(50)).astype(int) - got.read(range(50))).mean() < 4
+
+
+def level(frames): return (frames[:, 60:, 80:].mean((1, 2, 3))/4).round().astype(int).tolist()
+
+
+def test_variable_frame_rate_and_a_late_start_keep_true_times(drawn, tmp_path):
+    "Every third frame left out, the first picture at two seconds: times are those of the pictures."
+    run('-i', drawn, '-vf', 'select=mod(n\\,3)', '-fps_mode', 'vfr', '-crf', '5', tmp_path/'vfr.mp4')
+    kept = [i for i in range(50) if i % 3]
+    video = open_video(tmp_path/'vfr.mp4')
+    assert np.allclose(video.times, np.array(kept)/25 - 1/25, atol=2e-3) and level(video.read(range(len(video)))) == kept
+    assert video.info.fps == pytest.approx(25*2/3, abs=.1) and video.info.duration == pytest.approx(49/25, abs=.03)
+    assert level(video.read(video.nearest([0, 1., 1.9]))) == [1, 26, 49]
+    run('-itsoffset', '2', '-i', drawn, '-c', 'copy', '-copyts', tmp_path/'late.mkv')
+    late = open_video(tmp_path/'late.mkv')
+    assert np.allclose(late.times, np.arange(50)/25, atol=2e-3) and level(late.read([0, 49])) == [0, 49]
+    info = normalise(tmp_path/'vfr.mp4', tmp_path/'even.mp4', size=(96, 64))
+    assert info.fps == 25 and abs(info.n_frames - 49) <= 1
+    even = level(open_video(tmp_path/'even.mp4').read(range(info.n_frames)))
+    assert np.abs(np.array(even) - 1 - np.arange(len(even))).max() <= 2 # a neighbour in time, a level in compression
+
+
+@pytest.mark.parametrize('name', ['bikes.mp4', 'flipping_a_pancake.mkv', 'bigbuckbunny.mp4', 'video_90.mov', 'unordered.mov'])
+def test_a_pass_shows_the_frames_that_random_access_shows(shared, name):
+    video = open_video(shared/'videos'/name)
+    for first, block in video.blocks(): assert (video.read(range(first, first + len(block))) == block).all()
+
+
+def test_where_opencv_disagrees_decord_goes_on(drawn, monkeypatch):
+    "Times that differ from some frame on, and pictures that differ from the start."
+    video = open_video(drawn); want = video.read(range(50))
+    true = module._capture
+    class Lies:
+        "A capture whose times, pictures or number of frames are not decord's from some frame on."
+        def __init__(self, path): self.cap, self.n = true(path), 0
+        def grab(self): self.n += 1; return not (lie == 'end' and self.n > 30) and self.cap.grab()
+        def retrieve(self, out):
+            there, picture = self.cap.retrieve(out)
+            if lie == 'picture': picture[:] = 255 - picture
+            return there, picture
+        def get(self, what): return self.cap.get(what) + 100*(lie == 'time' and self.n > 20)
+        def release(self): self.cap.release()
+    monkeypatch.setattr(module, '_capture', Lies)
+    for lie in ('time', 'picture', 'end'):
+        assert (np.concatenate([b for _, b in video.blocks(length=8)]) == want).all(), lie
+
+
+def test_opencv_reads_what_decord_reads(drawn):
+    both = [open(drawn) for open in (module._DecordVideo, module._OpenCVVideo)]
+    for v in both: v.limit = 60
+    a, b = ([f for _, f in v.blocks()] for v in both)
+    assert np.allclose(both[0].times, both[1].times, atol=1e-3)
+    assert np.abs(np.concatenate(a).astype(int) - np.concatenate(b)).mean() < 2
+    assert (np.concatenate([f[..., ::-1] for _, f in both[0].blocks(bgr=True)]) == np.concatenate(a)).all()
+    assert (both[1].read([30, 2]) == np.concatenate(b)[[30, 2]]).all()
+
+
+def test_a_cut_off_file_is_read_to_its_real_end(drawn, tmp_path):
+    run('-i', drawn, '-c', 'copy', tmp_path/'whole.mkv')
+    data = (tmp_path/'whole.mkv').read_bytes(); (tmp_path/'cut.mkv').write_bytes(data[:len(data)*2//3])
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', VLMTemporalWarning); video = open_video(tmp_path/'cut.mkv')
+        assert 0 < len(video) < 50 and sum(len(b) for _, b in video.blocks()) == len(video) == len(list(iter_frames(tmp_path/'cut.mkv')))
+    (tmp_path/'head.mkv').write_bytes(data[:200])
+    with pytest.raises(BadInput): open_video(tmp_path/'head.mkv')
+
+
+def test_a_decoder_that_hangs_is_given_up(drawn, monkeypatch):
+    "Hanging at the start: OpenCV takes over. Hanging later: one sentence, in time."
+    forever = threading.Event()
+    class Hangs:
+        def __init__(self, path): forever.wait()
+    monkeypatch.setattr(module, '_DecordVideo', Hangs)
+    video = open_video(drawn, limit=.5)
+    assert video.info.backend == 'opencv' and len(video) == 50
+    monkeypatch.setattr(module, '_capture', lambda path: forever.wait())
+    with pytest.raises(BadInput, match='hangs'): video.read([3])
+    with pytest.raises(BadInput, match='hangs'): list(video.blocks())
+    monkeypatch.setattr(module, '_OpenCVVideo', Hangs)
+    with pytest.raises(BadInput, match='hangs'): open_video(drawn, limit=.5)
+    forever.set()
+
+
+def test_normalise_leaves_nothing_half_written(drawn, tmp_path):
+    full = np.full((8, 8, 3), 0, np.uint8)
+    def breaks(): yield full; raise RuntimeError('the source is gone')
+    with pytest.raises(RuntimeError): write_video(tmp_path/'x.mp4', breaks(), 25, 20)
+    with pytest.raises(BadInput): normalise(drawn, tmp_path/'y.mp4', roi=(.5, .5, .4, 1))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_scores_are_kept_by_content(drawn, tmp_path, monkeypatch):
+    kept = tmp_path/'kept'; copy = tmp_path/'copy.mp4'; copy.write_bytes(drawn.read_bytes())
+    first = score_video(open_video(drawn), ('entropy', 'flow'), cache=kept)
+    monkeypatch.setattr(module.Video, 'blocks', lambda *a, **k: pytest.fail('decoded again'))
+    again = score_video(open_video(copy), ('entropy', 'flow'), cache=kept) # another name, the same bytes
+    assert all((first[n] == again[n]).all() for n in first)
+    monkeypatch.undo()
+    for f in kept.iterdir(): f.write_bytes(f.read_bytes()[:40]) # damaged: scored again, not believed
+    assert (score_video(open_video(drawn), ('flow',), cache=kept)['flow'] == first['flow']).all()
+    normalise(drawn, copy, size=(96, 64), roi=(0, 0, .5, 1)) # another content under the old name
+    assert (score_video(open_video(copy), ('entropy',), cache=kept)['entropy'] != first['entropy']).any()

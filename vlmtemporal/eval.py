@@ -10,6 +10,7 @@ __all__ = ['RANDOM_WARNING', 'evaluation_set', 'predict_all', 'provenance', 'Met
 import html, json, platform, subprocess, sys, time
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +29,10 @@ def evaluation_set(
     shards: Shards,     # the test split
     clips: int = 30,    # the first so many by clip id; 0 for all
 ) -> list[Example]:
-    "The clips that are evaluated."
+    "The boundary clips that are evaluated."
     order = sorted(range(len(shards)), key=shards.keys.__getitem__)
-    return [shards[i] for i in (order[:clips] if clips else order)]
+    found = (e for i in order if (e := shards[i]).kind == 'boundary')
+    return list(islice(found, clips or None))
 
 def predict_all(
     loaded: Loaded,
@@ -39,7 +41,8 @@ def predict_all(
     decoder: str = 'constrained', # or 'generate'
 ) -> list[Prediction]:
     "One prediction a clip, in order."
-    if decoder not in DECODERS: raise BadInput(f'unknown decoder {decoder!r}', '--decoder', f'use one of {", ".join(DECODERS)}')
+    if decoder not in DECODERS:
+        raise BadInput(f'unknown decoder {decoder!r}', '--decoder', f'use one of {", ".join(DECODERS)}')
     name = 'adapter' if loaded.adapter else 'base'
     return [DECODERS[decoder](loaded, e, taxonomy) for e in progress(examples, f'predicting with the {name}')]
 
@@ -62,14 +65,18 @@ def provenance(
 ) -> dict:
     "Command, code, data, models and versions behind a result."
     import torch
-    packages = ('vlmtemporal', 'torch', 'transformers', 'peft', 'bitsandbytes', 'trl', 'numpy', 'opencv-python-headless')
+    packages = ('vlmtemporal', 'torch', 'transformers', 'peft', 'bitsandbytes', 'trl', 'numpy',
+                'opencv-python-headless')
     return dict(
-        command=' '.join(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv)), time=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), commit=_commit(), seed=seed, decoder=decoder,
-        data=dict(config=shards.index['config'], split=shards.index['split'], sampler=shards.index['sampler'], people=shards.index['people'],
-                  shards={s['name']: s['sha256'] for s in shards.index['shards']}, clips=[e.key for e in examples]),
+        command=' '.join(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv)),
+        time=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), commit=_commit(), seed=seed, decoder=decoder,
+        data=dict(config=shards.index['config'], split=shards.index['split'], sampler=shards.index['sampler'],
+                  people=shards.index['people'], shards={s['name']: s['sha256'] for s in shards.index['shards']},
+                  clips=[e.key for e in examples]),
         model=dict(name=loaded.name, fingerprint=loaded.fingerprint, random_weights=loaded.is_random),
         adapters={str(a): file_hash(a/'adapter_model.safetensors') for a in adapters},
-        machine=dict(platform=platform.platform(), python=platform.python_version(), gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None),
+        machine=dict(platform=platform.platform(), python=platform.python_version(),
+                     gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None),
         versions={p: _version(p) for p in packages})
 
 # %% ../nbs/03_eval.ipynb #a2bc3516
@@ -90,19 +97,23 @@ class Result:
     keys: list[str]
     methods: list[Method]
     provenance: dict
-    def summary(self, m: Method) -> dict: return summarise(clip_scores(m.answers, self.true), self.sessions, self.provenance['seed'])
+    def summary(self, m: Method) -> dict:
+        return summarise(clip_scores(m.answers, self.true), self.sessions, self.provenance['seed'])
     def _repr_markdown_(self) -> str:
         rows = [(m.name, self.summary(m)) for m in self.methods]; names = list(rows[0][1])
         cell = lambda v: f"{v['mean']:.2f} [{v['low']:.2f}, {v['high']:.2f}]"
         lines = ['| method | ' + ' | '.join(names) + ' |', '| --- |' + ' --- |'*len(names)]
         return '\n'.join(lines + [f'| {name} | ' + ' | '.join(cell(s[n]) for n in names) + ' |' for name, s in rows])
     def to_dict(self) -> dict:
-        trained = [m for m in self.methods if m.predictions]; three = lambda m: {k: round(self.summary(m)[k]['mean'], 4) for k in ('OCA', 'tIoU@0.5', 'AA@1')}
+        trained = [m for m in self.methods if m.predictions]
+        three = lambda m: {k: round(self.summary(m)[k]['mean'], 4) for k in ('OCA', 'tIoU@0.5', 'AA@1')}
         head = dict(base_model=three(trained[0]), finetuned_model=three(trained[1]) if len(trained) > 1 else None)
-        methods = [dict(name=m.name, clips=len(self.true), metrics=self.summary(m), confusion=confusion(m.answers, self.true, self.taxonomy).tolist() if m.predictions else None,
+        methods = [dict(name=m.name, clips=len(self.true), metrics=self.summary(m),
+                        confusion=confusion(m.answers, self.true, self.taxonomy).tolist() if m.predictions else None,
                         predictions=[p.to_dict() for p in m.predictions or ()]) for m in self.methods]
         truth = {k: t.to_dict() for k, t in zip(self.keys, self.true)}
-        return dict(title=self.title, **head, operations=list(self.taxonomy.names), truth=truth, methods=methods, provenance=self.provenance)
+        return dict(title=self.title, **head, operations=list(self.taxonomy.names), truth=truth, methods=methods,
+                    provenance=self.provenance)
 
 # %% ../nbs/03_eval.ipynb #260d7392
 def evaluate(
@@ -122,9 +133,12 @@ def evaluate(
     for i, a in enumerate([None, *adapters]):
         if a:
             loaded = load_model(model, a); about = read_json(a/'vlmtemporal.json')
-            if about['taxonomy'] != test.taxonomy.name: raise BadInput(f"speaks the taxonomy {about['taxonomy']}, the shards {test.taxonomy.name}", a, 'evaluate it on shards of its own')
+            if about['taxonomy'] != test.taxonomy.name:
+                raise BadInput(f"speaks the taxonomy {about['taxonomy']}, the shards {test.taxonomy.name}", a,
+                               'evaluate it on shards of its own')
         p = predict_all(loaded, examples, test.taxonomy, decoder)
-        methods.append(Method(f'fine-tuned ({a.parent.name or a.name})' if a else f'base ({Path(model).name})', [x.answer for x in p], p))
+        methods.append(Method(f'fine-tuned ({a.parent.name or a.name})' if a else f'base ({Path(model).name})',
+                              [x.answer for x in p], p))
     true = [e.answer for e in examples]
     methods += [Method(name, answers) for name, answers in baselines(train, true, test.taxonomy, seed).items()]
     title = f'{len(true)} clips of {", ".join(sorted({e.subject for e in examples}))}'
@@ -144,8 +158,10 @@ def plot_confusion(
     for i, m in enumerate(methods):
         ax = fig.add_subplot(1, len(methods), i + 1); c = confusion(m.answers, result.true, result.taxonomy)
         ax.imshow(c, cmap='Blues'); ax.set_title(m.name, fontsize=9)
-        for y, x in zip(*c.nonzero()): ax.text(x, y, c[y, x], ha='center', va='center', fontsize=7, color='w' if c[y, x] > c.max()/2 else 'k')
-        ax.set_xticks(range(len(names)), names, rotation=90, fontsize=7); ax.set_yticks(range(len(names) - 1), names[:-1] if not i else [], fontsize=7)
+        for y, x in zip(*c.nonzero()):
+            ax.text(x, y, c[y, x], ha='center', va='center', fontsize=7, color='w' if c[y, x] > c.max()/2 else 'k')
+        ax.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+        ax.set_yticks(range(len(names) - 1), names[:-1] if not i else [], fontsize=7)
         ax.set_xlabel('predicted', fontsize=8)
         if not i: ax.set_ylabel('true', fontsize=8)
     fig.tight_layout(); return Picture(fig)
@@ -153,12 +169,16 @@ def plot_confusion(
 # %% ../nbs/03_eval.ipynb #532f748a
 def _table(markdown: str) -> str:
     "A Markdown table as HTML."
-    rows = [[c.strip() for c in line.strip('|').split('|')] for line in markdown.splitlines() if not set(line) <= set('|-: ')]
+    rows = [[c.strip() for c in line.strip('|').split('|')]
+            for line in markdown.splitlines() if not set(line) <= set('|-: ')]
     cells = lambda row, tag: ''.join(f'<{tag}>{html.escape(c.replace("**", ""))}</{tag}>' for c in row)
-    return f'<table><tr>{cells(rows[0], "th")}</tr>' + ''.join(f'<tr>{cells(r, "td")}</tr>' for r in rows[1:]) + '</table>'
+    return (f'<table><tr>{cells(rows[0], "th")}</tr>'
+            + ''.join(f'<tr>{cells(r, "td")}</tr>' for r in rows[1:]) + '</table>')
 
-_STYLE = ('body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222}img{max-width:100%}'
-          'table{border-collapse:collapse;font-size:13px}td,th{border:1px solid #ccc;padding:.25rem .5rem;text-align:left}pre{background:#f6f6f6;padding:.6rem;overflow:auto;font-size:12px}'
+_STYLE = ('body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222}'
+          'img{max-width:100%}table{border-collapse:collapse;font-size:13px}'
+          'td,th{border:1px solid #ccc;padding:.25rem .5rem;text-align:left}'
+          'pre{background:#f6f6f6;padding:.6rem;overflow:auto;font-size:12px}'
           '.warning{background:#fff3cd;border:1px solid #e0c060;padding:.6rem}')
 
 def write_report(
@@ -170,20 +190,25 @@ def write_report(
     "Write a self-contained page."
     def block(x):
         if isinstance(x, Picture): return f'<p><img src="{x.data_uri}"></p>'
-        return _table(x) if x.startswith('|') else f'<pre>{html.escape(x[4:])}</pre>' if x.startswith('pre:') else f'<p>{html.escape(x)}</p>'
+        return (_table(x) if x.startswith('|') else f'<pre>{html.escape(x[4:])}</pre>' if x.startswith('pre:')
+                else f'<p>{html.escape(x)}</p>')
     body = ''.join(f'<h2>{html.escape(h)}</h2>' + ''.join(map(block, blocks)) for h, *blocks in sections)
     note = f'<p class="warning">{html.escape(warning)}</p>' if warning else ''
-    write_text(path, f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style><h1>{html.escape(title)}</h1>{note}{body}</html>\n')
+    write_text(path, '<!doctype html><html lang="en"><meta charset="utf-8">'
+                     f'<title>{html.escape(title)}</title><style>{_STYLE}</style>'
+                     f'<h1>{html.escape(title)}</h1>{note}{body}</html>\n')
 
 # %% ../nbs/03_eval.ipynb #dc00f45e
-RANDOM_WARNING = ('The model behind this page has random weights: it has never been trained before the fine-tuning that is shown here. The page proves that '
-                  'the pipeline runs from end to end. None of its numbers says how well anything recognises work.')
+RANDOM_WARNING = ('The model behind this page has random weights: it has never been trained before the fine-tuning '
+                  'that is shown here. The page proves that the pipeline runs from end to end. None of its numbers '
+                  'says how well anything recognises work.')
 
 def result_sections(result: Result) -> list[tuple]:
     "The sections of a report on an evaluation."
     return [('Base, fine-tuned and blind', result._repr_markdown_(),
-             f'Means over {len(result.true)} clips with 95% intervals (bootstrap over sessions, over clips where there is one session). The whole clip is bound to score '
-             'near 1 at tIoU@0.5: the dominant operation fills at least half of a clip of two. Read mIoU and tIoU@0.7 beside the constant spans.'),
+             f'Means over {len(result.true)} clips with 95% intervals (bootstrap over sessions, over clips where '
+             'there is one session). The whole clip is bound to score near 1 at tIoU@0.5: the dominant operation '
+             'fills at least half of a clip of two. Read mIoU and tIoU@0.7 beside the constant spans.'),
             ('Which operation is taken for which', plot_confusion(result)),
             ('Where these numbers come from', 'pre:' + json.dumps(result.provenance, indent=1))]
 

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from .basics import BadInput, atomic_path, file_hash, progress, read_json, write_json
-from .clips import Answer
+from .clips import Answer, kind_of
 from .operations import Taxonomy, get_taxonomy
 
 # %% ../nbs/01f_shards.ipynb #699e29b2
@@ -32,11 +32,15 @@ class Example:
     boundary: float | None = None # where the boundary lies that it was cut for, in frames
     @property
     def subject(self) -> str: return self.session.split('-')[0]
+    @property
+    def kind(self) -> str: return kind_of(self.boundary, self.n_frames)
 
 def encode(example: Example, quality: int = 90) -> dict[str, bytes]:
     "The members of a tar: `0.jpg` ... and `json`."
-    jpg = lambda f: cv2.imencode('.jpg', cv2.cvtColor(f, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
-    meta = dict(indices=[int(i) for i in example.indices], answer=example.answer.to_dict(), session=example.session, start=example.start,
+    jpg = lambda f: cv2.imencode('.jpg', cv2.cvtColor(f, cv2.COLOR_RGB2BGR),
+                                 [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+    meta = dict(indices=[int(i) for i in example.indices], answer=example.answer.to_dict(),
+                session=example.session, start=example.start,
                 n_frames=example.n_frames, boundary=example.boundary)
     return {**{f'{i}.jpg': jpg(f) for i, f in enumerate(example.frames)}, 'json': json.dumps(meta).encode()}
 
@@ -45,9 +49,11 @@ def decode(key: str, members: dict[str, bytes]) -> Example:
     try:
         meta = json.loads(members['json']); meta['answer'] = Answer.from_dict(meta['answer'])
         meta['indices'] = np.array(meta['indices'], np.int64)
-        pictures = [cv2.imdecode(np.frombuffer(members[f'{i}.jpg'], np.uint8), cv2.IMREAD_COLOR) for i in range(len(meta['indices']))]
+        pictures = [cv2.imdecode(np.frombuffer(members[f'{i}.jpg'], np.uint8), cv2.IMREAD_COLOR)
+                    for i in range(len(meta['indices']))]
         return Example(key, frames=np.stack([cv2.cvtColor(p, cv2.COLOR_BGR2RGB) for p in pictures]), **meta)
-    except (KeyError, ValueError, TypeError, cv2.error) as e: raise BadInput(f'the example is broken ({e})', key, 'build the shards again') from None
+    except (KeyError, ValueError, TypeError, cv2.error) as e:
+        raise BadInput(f'the example is broken ({e})', key, 'build the shards again') from None
 
 # %% ../nbs/01f_shards.ipynb #42ded204
 def write_shards(
@@ -57,7 +63,8 @@ def write_shards(
     max_bytes: int = 200*10**6,  # size at which a shard is closed
 ) -> dict:                       # the index
     "Write examples into shards, then the index."
-    out = Path(out); out.mkdir(parents=True, exist_ok=True); shards, examples = [], iter(examples); item = next(examples, None)
+    out = Path(out); out.mkdir(parents=True, exist_ok=True)
+    shards, examples = [], iter(examples); item = next(examples, None)
     while item:
         path, keys = out/f'shard-{len(shards):06d}.tar', []
         with atomic_path(path) as tmp:
@@ -68,7 +75,8 @@ def write_shards(
                         info = tarfile.TarInfo(f'{key}.{name}'); info.size, info.mode = len(data), 0o644
                         tar.addfile(info, io.BytesIO(data))
                     tar.fileobj.flush(); item = next(examples, None)
-        shards.append(dict(name=path.name, examples=len(keys), bytes=path.stat().st_size, sha256=file_hash(path), keys=keys))
+        shards.append(dict(name=path.name, examples=len(keys), bytes=path.stat().st_size, sha256=file_hash(path),
+                           keys=keys))
     index = dict(format=1, **about, examples=sum(s['examples'] for s in shards), shards=shards)
     write_json(out/'index.json', index)
     return index
@@ -87,7 +95,8 @@ class Shards:
         for s in self.index['shards']:
             size = (self.path/s['name']).stat().st_size if (self.path/s['name']).exists() else None
             if size != s['bytes']:
-                raise BadInput('is missing' if size is None else f"has {size} bytes instead of {s['bytes']}", self.path/s['name'], 'build the shards again')
+                raise BadInput('is missing' if size is None else f"has {size} bytes instead of {s['bytes']}",
+                               self.path/s['name'], 'build the shards again')
     @property
     def taxonomy(self) -> Taxonomy: return get_taxonomy(self.index['taxonomy'])
     @cached_property
@@ -100,9 +109,15 @@ class Shards:
             found = {}
             try:
                 with tarfile.open(self.path/s['name']) as tar:
-                    for m in tar: key, name = m.name.split('.', 1); found.setdefault(key, {})[name] = (m.offset_data, m.size)
-            except (tarfile.TarError, ValueError, OSError) as e: raise BadInput(f'cannot be read as a tar ({e})', self.path/s['name'], 'build the shards again') from None
-            if list(found) != s['keys']: raise BadInput('holds other examples than its index says', self.path/s['name'], 'build the shards again')
+                    for m in tar:
+                        key, name = m.name.split('.', 1)
+                        found.setdefault(key, {})[name] = (m.offset_data, m.size)
+            except (tarfile.TarError, ValueError, OSError) as e:
+                raise BadInput(f'cannot be read as a tar ({e})', self.path/s['name'],
+                               'build the shards again') from None
+            if list(found) != s['keys']:
+                raise BadInput('holds other examples than its index says', self.path/s['name'],
+                               'build the shards again')
             out += [(self.path/s['name'], found[k]) for k in s['keys']]
         return out
     def __len__(self): return len(self.keys)
@@ -119,7 +134,8 @@ def find_split(
 ) -> Shards:
     "The shards of a split: `path` itself, or the folder of that name in it."
     path = Path(path)
-    return Shards(path if (path/'index.json').exists() else path/split if path.is_dir() and (path/split).is_dir() else path)
+    return Shards(path if (path/'index.json').exists()
+                  else path/split if path.is_dir() and (path/split).is_dir() else path)
 
 # %% ../nbs/01f_shards.ipynb #db75e7a4
 def verify(
@@ -128,8 +144,10 @@ def verify(
     "Compare every shard's bytes with its checksum and read every example."
     problems = []
     for s in progress(shards.index['shards'], 'verifying'):
-        if file_hash(shards.path/s['name']) != s['sha256']: problems.append(f"{shards.path/s['name']}: the bytes are not those that were written")
+        if file_hash(shards.path/s['name']) != s['sha256']:
+            problems.append(f"{shards.path/s['name']}: the bytes are not those that were written")
     if not problems:
         for e in progress(shards, 'reading', len(shards)):
-            if e.answer.dominant_operation not in shards.taxonomy.names: problems.append(f'{e.key}: {e.answer.dominant_operation!r} is no operation of {shards.taxonomy.name}')
+            if e.answer.dominant_operation not in shards.taxonomy.names:
+                problems.append(f'{e.key}: {e.answer.dominant_operation!r} is no operation of {shards.taxonomy.name}')
     return problems

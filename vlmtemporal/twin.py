@@ -7,7 +7,7 @@ __all__ = ['ORDERS', 'FPS', 'FRAME_FPS', 'MOCK', 'World', 'world', 'Track', 'Scr
            'render', 'make_twin', 'mock_data']
 
 # %% ../nbs/01c_twin.ipynb #34899bcd
-import os, shutil, subprocess, tempfile
+import os
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -16,9 +16,10 @@ from pathlib import Path
 
 import cv2, numpy as np
 
-from .basics import BadInput, VLMTemporalError, atomic_dir, atomic_path, cache_dir, progress, read_json, rng, write_json
+from .basics import BadInput, atomic_dir, cache_dir, progress, read_json, rng, write_json
 from .operations import Segment, get_taxonomy
 from .openpack import annotation_path, frame_path, stamp, video_path, write_annotation
+from .video import write_video
 
 # %% ../nbs/01c_twin.ipynb #6e47f3ea
 @dataclass(frozen=True, eq=False)
@@ -35,7 +36,8 @@ class World:
     build: float          # 1 is the usual size of a body
 
 # %% ../nbs/01c_twin.ipynb #b902ec31
-_SHIRTS = (120, 62, 84), (58, 84, 132), (70, 104, 76), (150, 136, 112), (52, 56, 66), (164, 92, 48), (96, 78, 132), (156, 160, 168)
+_SHIRTS = ((120, 62, 84), (58, 84, 132), (70, 104, 76), (150, 136, 112), (52, 56, 66), (164, 92, 48), (96, 78, 132),
+           (156, 160, 168))
 _CURTAINS = (146, 150, 158), (168, 172, 170), (126, 140, 150), (170, 160, 148)
 _SLOTS = dict(back=(66, 0, 4), middle=(57, 0, -18), front=(46, 0, -32))
 
@@ -51,7 +53,8 @@ def _places(r):
     places = {'box': (0., 0., float(r.uniform(-17, -11)))}
     for row, names in rows.items():
         side, (x, y, z) = r.choice([-1, 1]), _SLOTS[row]
-        for name, s in zip(names, (side, -side)): places[name] = (float(s * (x + r.uniform(-3, 3))), y, float(z + r.uniform(-3, 3)))
+        for name, s in zip(names, (side, -side)):
+            places[name] = (float(s * (x + r.uniform(-3, 3))), y, float(z + r.uniform(-3, 3)))
     places['stack'] = (float(r.choice([-1, 1]) * 72), -4., 26.)
     places['tray'] = (float(np.sign(places['sheet'][0]) * -34), 0., -31.)
     return places
@@ -66,22 +69,28 @@ def world(
     vary = lambda colour, by=.08: _shade(colour, warm * r.uniform(1 - by, 1 + by))
     pick = lambda colours: vary(colours[r.integers(len(colours))])
     warm = np.array([1, 0, -1]) * r.uniform(-.06, .06) + 1
-    return World(subject, right_handed=bool(r.random() < .75), pace=float(r.uniform(.9, 1.12)), long_sleeves=bool(r.random() < .5),
-        paper=bool(r.random() < .5), shirt=vary(_SHIRTS[(int(subject[1:]) + seed) % len(_SHIRTS)], .15), skin=pick([(214, 170, 142), (176, 128, 98), (232, 196, 170)]),
-        glove=pick([(236, 238, 242), (226, 222, 206), (84, 96, 118)]), wood=pick([(226, 138, 84), (206, 150, 96), (186, 136, 92)]),
-        card=pick([(196, 150, 96), (184, 140, 92), (206, 166, 116)]), curtain=pick(_CURTAINS), device=pick([(62, 66, 74), (196, 200, 206), (54, 84, 120)]),
-        items=tuple(_shade(c, r.uniform(.8, 1.1)) for c in r.permutation([(54, 96, 176), (186, 60, 58), (66, 140, 92), (222, 186, 72), (120, 84, 150)])),
-        light=float(r.uniform(.86, 1.06)),
-        zoom=float(r.uniform(.93, 1.08)), camera=tuple(np.add((0, 105, -150), r.normal(0, (7, 4, 5))).tolist()),
-        box=tuple((np.array([36., 20., 27.]) * r.uniform(.85, 1.12, 3)).tolist()), places=_places(r), build=float(r.uniform(.93, 1.06)))
+    return World(subject, right_handed=bool(r.random() < .75), pace=float(r.uniform(.9, 1.12)),
+                 long_sleeves=bool(r.random() < .5), paper=bool(r.random() < .5),
+                 shirt=vary(_SHIRTS[(int(subject[1:]) + seed) % len(_SHIRTS)], .15),
+                 skin=pick([(214, 170, 142), (176, 128, 98), (232, 196, 170)]),
+                 glove=pick([(236, 238, 242), (226, 222, 206), (84, 96, 118)]),
+                 wood=pick([(226, 138, 84), (206, 150, 96), (186, 136, 92)]),
+                 card=pick([(196, 150, 96), (184, 140, 92), (206, 166, 116)]), curtain=pick(_CURTAINS),
+                 device=pick([(62, 66, 74), (196, 200, 206), (54, 84, 120)]),
+                 items=tuple(_shade(c, r.uniform(.8, 1.1)) for c in r.permutation([(54, 96, 176), (186, 60, 58),
+        (66, 140, 92), (222, 186, 72), (120, 84, 150)])), light=float(r.uniform(.86, 1.06)),
+                 zoom=float(r.uniform(.93, 1.08)), camera=tuple(np.add((0, 105, -150),
+        r.normal(0, (7, 4, 5))).tolist()), box=tuple((np.array([36., 20., 27.]) * r.uniform(.85, 1.12, 3)).tolist()),
+                 places=_places(r), build=float(r.uniform(.93, 1.06)))
 
 # %% ../nbs/01c_twin.ipynb #66637fbc
 ORDERS = dict(  # taxonomy -> operations of one box in their usual order, with mean seconds
     logistics={'Box Setup': 6.5, 'Inner Packing': 5., 'Tape': 5.5, 'Put Items': 6., 'Pack': 4.5, 'Wrap': 6., 'Label': 4., 'Final Check': 5.},
     openpack={'Picking': 6.9, 'Relocate Item Label': 7.5, 'Assemble Box': 8.5, 'Insert Items': 5.3, 'Close Box': 8.5, 'Attach Box Label': 4.,
               'Scan Label': 8., 'Fill out Order': 5.8, 'Attach Shipping Label': 6.3, 'Put on Back Table': 4.2})
-_SWAPS = {('Inner Packing', 'Tape'): .1, ('Tape', 'Put Items'): .12, ('Wrap', 'Label'): .15, ('Close Box', 'Attach Box Label'): 0.,
-          ('Scan Label', 'Fill out Order'): .2, ('Fill out Order', 'Attach Shipping Label'): .1}
+_SWAPS = {('Inner Packing', 'Tape'): .1, ('Tape', 'Put Items'): .12, ('Wrap', 'Label'): .15,
+          ('Close Box', 'Attach Box Label'): 0., ('Scan Label', 'Fill out Order'): .2,
+          ('Fill out Order', 'Attach Shipping Label'): .1}
 _REWORK = {'Put Items', 'Pack', 'Label', 'Relocate Item Label', 'Insert Items', 'Close Box', 'Attach Shipping Label'}
 
 # %% ../nbs/01c_twin.ipynb #34b6d3e4
@@ -92,7 +101,8 @@ def _box_plan(r, taxonomy):
         if r.random() < _SWAPS.get((order[i], order[i+1]), 0): order[i], order[i+1] = order[i+1], order[i]
     for before, name in zip([None] + order, order):
         plan.append(name)
-        if name in _REWORK and before in _REWORK | {'Inner Packing', 'Wrap', 'Assemble Box'} and r.random() < .16: plan += [before, name]
+        if name in _REWORK and before in _REWORK | {'Inner Packing', 'Wrap', 'Assemble Box'} and r.random() < .16:
+            plan += [before, name]
         if r.random() < .1: plan.append(None)
     return plan
 
@@ -111,7 +121,8 @@ class Track:
         values,  # (n,) or (n, 3)
     ):
         self.times, self.values = list(times), np.asarray(values, float)
-        rise = np.diff(self.values, axis=0) / np.maximum(np.diff(self.times), 1e-6).reshape(-1, *[1] * (self.values.ndim - 1))
+        rise = (np.diff(self.values, axis=0) / np.maximum(np.diff(self.times), 1e-6).reshape(-1,
+            *[1] * (self.values.ndim - 1)))
         both = rise[1:] * rise[:-1]
         inner = np.where(both > 0, 2 * both / np.where(both > 0, rise[1:] + rise[:-1], 1), 0)
         edge = np.zeros_like(self.values[:1])
@@ -125,18 +136,21 @@ class Track:
         d = self.times[i+1] - self.times[i]
         u = (t - self.times[i]) / d
         v = 1 - u
-        return (v*v*(1 + 2*u)*self.values[i] + u*u*(3 - 2*u)*self.values[i+1] + d*u*v*(v*self.slopes[i] - u*self.slopes[i+1]))
+        return (v*v*(1 + 2*u)*self.values[i] + u*u*(3 - 2*u)*self.values[i+1]
+                + d*u*v*(v*self.slopes[i] - u*self.slopes[i+1]))
 
 # %% ../nbs/01c_twin.ipynb #15fe68bc
 _REST = dict(left=(-19., 1., 6.), right=(19., 1., 6.))
-_START = dict(unfold=0., flaps=1., turn=0., tape=0., seal=0., film=0., cushions=0., goods=0., tray=0., label=0., slip=0.)
+_START = dict(unfold=0., flaps=1., turn=0., tape=0., seal=0., film=0., cushions=0., goods=0., tray=0., label=0.,
+              slip=0.)
 
 class _Stage:
     "The tracks of a session while they are being written"
     def __init__(self, world, r):
         self.world, self.r, self.a, self.b = world, r, 0., 0.
         self.main, self.other = ('left', 'right') if world.right_handed else ('right', 'left')
-        self.keys = {name: [(0., value)] for name, value in {**_REST, **_START, 'box': world.places['stack'], 'body': (0., 0., 0.)}.items()}
+        self.keys = {name: [(0., value)] for name, value in {**_REST, **_START, 'box': world.places['stack'],
+                                                             'body': (0., 0., 0.)}.items()}
         self.held = dict(left=[(0., '')], right=[(0., '')])
 
     def key(self, name, t, value):
@@ -183,7 +197,8 @@ def _ready(s, closed, phase=.1):
     if closed and s.last('flaps') < .5:
         s.go(phase, **_both(s, 1.2, 3)), s.fx('flaps', phase, phase + .2, 1.), s.go(phase + .2, **_both(s, .25))
     if not closed and s.last('flaps') > .5:
-        s.go(phase, **_both(s, .3)), s.fx('flaps', phase, phase + .1, 0.), s.fx('seal', phase, phase + .02, 0.), s.go(phase + .1, **_both(s, 1.2, 3))
+        (s.go(phase, **_both(s, .3)), s.fx('flaps', phase, phase + .1, 0.), s.fx('seal', phase, phase + .02, 0.),
+         s.go(phase + .1, **_both(s, 1.2, 3)))
 
 def _fetch(s, source, target, thing, start, end, taken=None, count=None):
     "One hand takes `thing` from `source`, brings it to `target` and lets go; the other steadies the box"
@@ -222,7 +237,8 @@ def _cushion(s):
     _ready(s, closed=False)
     n = s.fit(s.r.integers(2, 4))
     for i in range(n):
-        _fetch(s, np.add(s.world.places['bin'], (0, 15, -2)), _over(s, s.r.uniform(-.5, .5), -12), 'cushion', .12 + .66 * i / n, .12 + .66 * (i + 1) / n, count='cushions')
+        _fetch(s, np.add(s.world.places['bin'], (0, 15, -2)), _over(s, s.r.uniform(-.5, .5), -12), 'cushion',
+               .12 + .66 * i / n, .12 + .66 * (i + 1) / n, count='cushions')
     s.cycle(.8, 1, .9, [_both(s, .4, 4), _both(s, .35, -9)])
 
 # %% ../nbs/01c_twin.ipynb #eb402626
@@ -235,9 +251,12 @@ def _strip(s, start, end, smooth):
     s.fx(channel, along(.22), along(.23), 0.)
     s.go(along(.08), **{lead: drawer, s.other: rest[s.other]}), s.hold(lead, along(.09), 'dispenser')
     s.go(along(.24), **{lead: _over(s, -1, 3)}), s.fx(channel, along(.26), along(.8), 1.)
-    s.go(along(.5), **{lead: _over(s, .1, 3.5), s.other: _over(s, -.6, 1.5)}), s.go(along(.8), **{lead: _over(s, 1.05, 3), s.other: _over(s, -.5, 1.5)})
+    (s.go(along(.5), **{lead: _over(s, .1, 3.5), s.other: _over(s, -.6, 1.5)}),
+     s.go(along(.8), **{lead: _over(s, 1.05, 3), s.other: _over(s, -.5, 1.5)}))
     s.go(along(.98), **{lead: drawer}), s.hold(lead, along(.99))
-    if smooth > end: s.cycle(end, smooth, 1.5, [dict(left=_over(s, -.75), right=_over(s, -.15)), dict(left=_over(s, .15), right=_over(s, .75))])
+    if smooth > end:
+        s.cycle(end, smooth, 1.5, [dict(left=_over(s, -.75), right=_over(s, -.15)),
+                                   dict(left=_over(s, .15), right=_over(s, .75))])
 
 @_motion('Tape')
 def _tape(s):
@@ -263,8 +282,8 @@ def _put(s):
     n = s.fit(s.last('tray') if tray else s.r.integers(2, 4))
     source = np.add(s.world.places['tray'], (0, 5, 0)) if tray else np.add(s.world.places['shelf'], (0, 12, -4))
     for i in range(n):
-        _fetch(s, source, _over(s, s.r.uniform(-.55, .55), -9), f'good{int(s.last("goods")) % 5}', .12 + .88 * i / n, .12 + .88 * (i + 1) / n,
-               taken='tray' if tray else None, count='goods')
+        _fetch(s, source, _over(s, s.r.uniform(-.55, .55), -9), f'good{int(s.last("goods")) % 5}', .12 + .88 * i / n,
+               .12 + .88 * (i + 1) / n, taken='tray' if tray else None, count='goods')
 
 @_motion('Wrap')
 def _wrap(s):
@@ -273,8 +292,10 @@ def _wrap(s):
     x, z = (-1.35, 1.5)
     ring = [(0, 0, -z), (-x, 0, -z * .3), (-x * .9, 0, z * .6), (0, 0, z), (x * .9, 0, z * .6), (x, 0, -z * .3)]
     if s.main == 'left': ring = [(-a, b, c) for a, b, c in ring]
-    s.hold(s.main, .1, 'film'), s.fx('film', .2, .95, 1.), s.go(.15, **{s.main: _over(s, *ring[-1][:1], -4, ring[-1][2])})
-    s.cycle(.16, .95, 1.6, [{s.main: _over(s, a, -s.world.box[1] * .45, c), s.other: _over(s, -.2 * np.sign(a), 1.5, .3)} for a, _, c in ring])
+    (s.hold(s.main, .1, 'film'), s.fx('film', .2, .95, 1.),
+     s.go(.15, **{s.main: _over(s, *ring[-1][:1], -4, ring[-1][2])}))
+    s.cycle(.16, .95, 1.6, [{s.main: _over(s, a, -s.world.box[1] * .45, c),
+                             s.other: _over(s, -.2 * np.sign(a), 1.5, .3)} for a, _, c in ring])
     s.hold(s.main, .95), s.go(1, **_both(s, .8, 2))
 
 # %% ../nbs/01c_twin.ipynb #7bb3954c
@@ -283,7 +304,8 @@ def _stick(s, source, thing, channel, spot, start=0., end=1.):
     hand = s.near(source)
     idle = 'right' if hand == 'left' else 'left'
     along = lambda u: start + (end - start) * u
-    s.go(along(.22), **{hand: source, idle: _over(s, .9 if idle == 'right' else -.9, 1)}), s.hold(hand, along(.26), thing)
+    (s.go(along(.22), **{hand: source, idle: _over(s, .9 if idle == 'right' else -.9, 1)}),
+     s.hold(hand, along(.26), thing))
     s.go(along(.34), **{hand: np.add(source, (0, 3, 0))})
     s.go(along(.55), **{hand: spot}), s.hold(hand, along(.6)), s.fx(channel, along(.59), along(.6), 1.)
     s.cycle(along(.62), along(1), .8, [{hand: np.add(spot, (4, .5, 0))}, {hand: np.add(spot, (-4, .5, 0))}])
@@ -292,14 +314,16 @@ def _stick(s, source, thing, channel, spot, start=0., end=1.):
 def _label(s):
     "From the printer to the front of the box"
     _ready(s, closed=True, phase=.05)
-    _stick(s, np.add(s.world.places['printer'], (0, 11, -7)), 'label', 'label', _over(s, -.4 if s.world.places['printer'][0] < 0 else .4, -s.world.box[1] * .5, -1.12), .1)
+    _stick(s, np.add(s.world.places['printer'], (0, 11, -7)), 'label', 'label',
+           _over(s, -.4 if s.world.places['printer'][0] < 0 else .4, -s.world.box[1] * .5, -1.12), .1)
 
 @_motion('Attach Shipping Label')
 def _ship(s):
     "The order's slip, peeled off its sheet, onto the lid"
     _ready(s, closed=True, phase=.05)
     x, y, z = s.world.places['sheet']
-    s.cycle(.02, .3, .7, [dict(left=(x - 5, 1.5, z), right=(x + 5, 2, z)), dict(left=(x - 5, 1.5, z), right=(x + 8, 5, z + 4))])
+    s.cycle(.02, .3, .7, [dict(left=(x - 5, 1.5, z), right=(x + 5, 2, z)),
+                          dict(left=(x - 5, 1.5, z), right=(x + 8, 5, z + 4))])
     _stick(s, (x, 2, z), 'slip', 'slip', _over(s, .35 if x > 0 else -.35, 1), .25)
 
 @_motion('Close Box')
@@ -313,7 +337,8 @@ def _write(s, start, end, other):
     "The pen on the sheet, line by line"
     x, y, z = s.world.places['sheet']
     s.go(start, **{s.main: (x, 2, z + 3), s.other: other}), s.hold(s.main, start - .04, 'pen')
-    s.cycle(start, end, 1.1, [{s.main: (x - 5, 2, z + 3)}, {s.main: (x - 2, 2.6, z + 3.5)}, {s.main: (x + 1, 2, z + 3)}, {s.main: (x + 4, 2.6, z + 2)}])
+    s.cycle(start, end, 1.1, [{s.main: (x - 5, 2, z + 3)}, {s.main: (x - 2, 2.6, z + 3.5)}, {s.main: (x + 1, 2, z + 3)},
+                              {s.main: (x + 4, 2.6, z + 2)}])
     s.hold(s.main, end)
 
 @_motion('Final Check')
@@ -326,7 +351,8 @@ def _check(s):
     away = -np.sign(s.world.places['stack'][0])
     s.go(.8, left=(x - 19, 10, z), right=(x + 19, 10, z)), s.fx('box', .82, 1, (away * 125., 0., z + 4))
     s.fx('body', .82, .97, (away * 14., 0., 0.))
-    s.go(.94, left=(away * 50 - 12, 10, z), right=(away * 50 + 12, 10, z)), s.go(1, left=(away * 42 - 14, 8, 0), right=(away * 42 + 14, 8, 0))
+    (s.go(.94, left=(away * 50 - 12, 10, z), right=(away * 50 + 12, 10, z)),
+     s.go(1, left=(away * 42 - 14, 8, 0), right=(away * 42 + 14, 8, 0)))
 
 @_motion('Fill out Order')
 def _fill(s):
@@ -353,7 +379,8 @@ def _relocate(s):
     idle = 'right' if hand == 'left' else 'left'
     inner = (tx - np.sign(tx) * 12, 10, tz + 6)
     s.go(.08, **{hand: (tx, 5, tz), idle: inner}), s.hold(idle, .1, 'good1')
-    peel = [{hand: np.add(inner, (np.sign(tx) * 6, 1, 0)), idle: inner}, {hand: np.add(inner, (np.sign(tx) * 10, 6, 0))}, {hand: (x, 2, z)}, {hand: (x, 4, z + 4)}]
+    peel = [{hand: np.add(inner, (np.sign(tx) * 6, 1, 0)), idle: inner},
+            {hand: np.add(inner, (np.sign(tx) * 10, 6, 0))}, {hand: (x, 2, z)}, {hand: (x, 4, z + 4)}]
     s.cycle(.1, .95, 2.6, peel), s.hold(idle, .96)
 
 @_motion('Scan Label')
@@ -364,7 +391,8 @@ def _scan(s):
     hand = s.near(home)
     idle, side = ('right', -1) if hand == 'left' else ('left', 1)
     s.go(.14, **{hand: home, idle: _over(s, -side * .9, -4, -.4)}), s.hold(hand, .16, 'scanner')
-    aims = [_over(s, side * x, up, z) for x, up, z in s.r.permutation([(.9, 12, -1.2), (.4, 17, -.6), (1.3, 8, -.9), (.7, 15, .2)])]
+    aims = [_over(s, side * x, up, z) for x, up, z in s.r.permutation([(.9, 12, -1.2), (.4, 17, -.6), (1.3, 8, -.9),
+        (.7, 15, .2)])]
     s.cycle(.2, .86, 3.2, [{hand: aim} for aim in aims for _ in (0, 1)])
     s.go(.94, **{hand: home}), s.hold(hand, .95), s.go(1, **{hand: np.add(home, (0, 8, 6))})
 
@@ -377,14 +405,16 @@ def _carry(s):
     s.go(.12, left=(x - w, 8, z), right=(x + w, 8, z))
     for t, (bx, by, bz) in [(.3, (x, 22, z + 12)), (.45, (36, 26, 60)), (.6, (50, -20, 120))]:
         s.go(t, left=(bx - w, by + 8, bz), right=(bx + w, by + 8, bz))
-    s.fx('box', .14, .3, (x, 22., z + 12)), s.key('box', s.at(.45), (36., 26., 60.)), s.key('box', s.at(.6), (50., -20., 120.))
+    (s.fx('box', .14, .3, (x, 22., z + 12)), s.key('box', s.at(.45), (36., 26., 60.)),
+     s.key('box', s.at(.6), (50., -20., 120.)))
     s.fx('body', .24, .6, (46., 0., 62.)), s.fx('body', .66, .96, (0., 0., 0.))
     s.go(.68, left=(50 - w, -8, 112), right=(50 + w, -8, 112)), s.go(1, **_REST)
 
 @_motion('Idle', 'Null', None)
 def _idle(s):
     "Hands on the bench's edge, hanging, or one on the hip; a little swaying"
-    low = [dict(left=(-19, 1, 8), right=(19, 1, 8)), dict(left=(-26, -18, 24), right=(26, -18, 24)), dict(left=(-19, 1, 8), right=(21, 8, 26))]
+    low = [dict(left=(-19, 1, 8), right=(19, 1, 8)), dict(left=(-26, -18, 24), right=(26, -18, 24)),
+           dict(left=(-19, 1, 8), right=(21, 8, 26))]
     pose = low[s.r.integers(3)]
     s.go(min(.4, .9 / (s.b - s.a)), **pose), s.go(1, **{k: np.add(v, s.r.normal(0, .8, 3)) for k, v in pose.items()})
 
@@ -409,7 +439,8 @@ def session_script(
     taxonomy: str = 'logistics',            # or 'openpack'
 ) -> Script:
     "What happens in one session, second by second"
-    if taxonomy not in ORDERS: raise BadInput(f'no order of work is known for {taxonomy!r}', 'taxonomy', f'say one of {", ".join(ORDERS)}')
+    if taxonomy not in ORDERS:
+        raise BadInput(f'no order of work is known for {taxonomy!r}', 'taxonomy', f'say one of {", ".join(ORDERS)}')
     r, bench = rng(seed, subject, session, taxonomy), world(seed, subject)
     bench = replace(bench, camera=tuple(np.add(bench.camera, r.normal(0, .8, 3)).tolist()))
     s, rows = _Stage(bench, r), []
@@ -440,7 +471,8 @@ def state(script: Script, t: float) -> State:
     "The state of `script` at `t` seconds"
     now = {name: v if (v := track(t)).ndim else float(v) for name, track in script.tracks.items()}
     held = {hand: things[max(0, bisect_right(times, t) - 1)] for hand, (times, things) in script.held.items()}
-    for hand, k in (('left', 0.), ('right', 2.)): now[hand] = now[hand] + .35 * np.sin(np.array([2.1, 3.3, 1.7]) * t + k)
+    for hand, k in (('left', 0.), ('right', 2.)):
+        now[hand] = now[hand] + .35 * np.sin(np.array([2.1, 3.3, 1.7]) * t + k)
     reach = (now['left'] + now['right']) / 2
     lean = np.array([.22 * reach[0], -.1 * (40 - reach[1]) * (reach[2] < 10), .33 * min(0, reach[2] + 2)])
     away = min(1., max(0., now['body'][2] / 30))
@@ -487,7 +519,8 @@ def _cuboid(img, view, base, size, colour):
     x0, x1, z0, z1, top = x - w/2, x + w/2, z - d/2, z + d/2, y + h
     if (s := x0 if x0 > view.eye[0] else x1 if x1 < view.eye[0] else None) is not None:
         _poly(img, view, [(s, y, z0), (s, y, z1), (s, top, z1), (s, top, z0)], _shade(colour, .72))
-    if top < view.eye[1]: _poly(img, view, [(x0, top, z0), (x1, top, z0), (x1, top, z1), (x0, top, z1)], _shade(colour, 1.08))
+    if top < view.eye[1]:
+        _poly(img, view, [(x0, top, z0), (x1, top, z0), (x1, top, z1), (x0, top, z1)], _shade(colour, 1.08))
     _poly(img, view, [(x0, y, z0), (x1, y, z0), (x1, top, z0), (x0, top, z0)], _shade(colour, .88))
 
 # %% ../nbs/01c_twin.ipynb #3919e6dc
@@ -495,58 +528,82 @@ def _room(img, view, world, r):
     "Floor, ceiling with lamps, curtains, the table and the cartons at the back"
     far, top, floor, side = 260, 160, -90, 190
     img[:] = (92, 94, 104)
-    for wall in (-1, 1): _poly(img, view, [(wall * side, 100, far), (wall * side, 100, -125), (wall * side, top, -125), (wall * side, top, far)], (182, 182, 182))
+    for wall in (-1, 1):
+        _poly(img, view, [(wall * side, 100, far), (wall * side, 100, -125), (wall * side, top, -125),
+                          (wall * side, top, far)], (182, 182, 182))
     _poly(img, view, [(-600, top, far), (600, top, far), (600, top, -125), (-600, top, -125)], (206, 208, 210))
     _poly(img, view, [(-600, 60, far), (600, 60, far), (600, top, far), (-600, top, far)], (190, 190, 188))
     for z in (-40, 40, 130, 220):
-        for x in (-200, -70, 70, 200): _poly(img, view, [(x - 30, top - 1, z), (x + 30, top - 1, z), (x + 30, top - 1, z + 14), (x - 30, top - 1, z + 14)], (252, 252, 250))
+        for x in (-200, -70, 70, 200):
+            _poly(img, view, [(x - 30, top - 1, z), (x + 30, top - 1, z), (x + 30, top - 1, z + 14),
+                              (x - 30, top - 1, z + 14)], (252, 252, 250))
     for wall in (-1, 1):
         for k, z in enumerate(np.linspace(far, -100, 37)[:-1]):
             colour = _shade(world.curtain, .86 + .1 * sin(k * 1.9 + wall) + r.uniform(-.03, .03))
-            _poly(img, view, [(wall * side, floor, z), (wall * side, floor, z - 10), (wall * side, 118, z - 10), (wall * side, 118, z)], colour)
+            _poly(img, view, [(wall * side, floor, z), (wall * side, floor, z - 10), (wall * side, 118, z - 10),
+                              (wall * side, 118, z)], colour)
     for k, x in enumerate(np.linspace(-side, side, 49)[:-1]):
         colour = _shade(world.curtain, .8 + .09 * sin(k * 1.3) + r.uniform(-.04, .04))
         _poly(img, view, [(x, floor, far), (x + 8, floor, far), (x + 8, 100, far), (x, 100, far)], colour)
     _cuboid(img, view, (52, -24, 122), (106, 4, 44), (206, 200, 190))
     for x in (4, 100): _cuboid(img, view, (x, -90, 122), (4, 66, 40), (70, 70, 76))
-    for k in range(3): _cuboid(img, view, (12 + k * 5, -20 + 9 * k, 130), (22 - 4 * k, 9, 14), _shade(world.card, r.uniform(.8, 1.05)))
-    for x, s in ((-118, 1), (-96, .8), (142, 1.1)): _cuboid(img, view, (x, -90, 120), (44 * s, 60 * s, 40), _shade(world.card, r.uniform(.85, 1.05)))
+    for k in range(3):
+        _cuboid(img, view, (12 + k * 5, -20 + 9 * k, 130), (22 - 4 * k, 9, 14), _shade(world.card, r.uniform(.8, 1.05)))
+    for x, s in ((-118, 1), (-96, .8), (142, 1.1)):
+        _cuboid(img, view, (x, -90, 120), (44 * s, 60 * s, 40), _shade(world.card, r.uniform(.85, 1.05)))
     x, y, z = world.places['stack']
-    for k in range(5): _cuboid(img, view, (x * 1.1 + np.sign(x) * 2 * k, -60, z + 14 + 2 * k), (52, 66, 1.5), _shade(world.card, .8 + .05 * k))
+    for k in range(5):
+        _cuboid(img, view, (x * 1.1 + np.sign(x) * 2 * k, -60, z + 14 + 2 * k), (52, 66, 1.5),
+                _shade(world.card, .8 + .05 * k))
 
 # %% ../nbs/01c_twin.ipynb #4fb3075e
 def _bench(img, view, world, r):
     "The bench top with its grain, and tape along its edge"
     for x in np.linspace(-92, 92, 47)[:-1]:
-        _poly(img, view, [(x, 0, _EDGE), (x + 4.2, 0, _EDGE), (x + 4.2, 0, -100), (x, 0, -100)], _shade(world.wood, r.uniform(.97, 1.03)))
-    _poly(img, view, [(-92, 0, _EDGE), (92, 0, _EDGE), (92, 0, _EDGE - 1.5), (-92, 0, _EDGE - 1.5)], _shade(world.wood, .8))
-    for s in (-1, 1): _poly(img, view, [(s * 88, .1, _EDGE), (s * 91, .1, _EDGE), (s * 91, .1, -60), (s * 88, .1, -60)], (112, 128, 84))
+        _poly(img, view, [(x, 0, _EDGE), (x + 4.2, 0, _EDGE), (x + 4.2, 0, -100), (x, 0, -100)],
+              _shade(world.wood, r.uniform(.97, 1.03)))
+    _poly(img, view, [(-92, 0, _EDGE), (92, 0, _EDGE), (92, 0, _EDGE - 1.5), (-92, 0, _EDGE - 1.5)],
+          _shade(world.wood, .8))
+    for s in (-1, 1):
+        _poly(img, view, [(s * 88, .1, _EDGE), (s * 91, .1, _EDGE), (s * 91, .1, -60), (s * 88, .1, -60)],
+              (112, 128, 84))
 
 def _rack(img, view, world, r):
     "The shelf with its goods and the bin with its cushions"
     x, y, z = world.places['shelf']
     for level in (0, 13):
         _cuboid(img, view, (x, level, z), (26, 1.2, 16), (150, 152, 158))
-        for k in range(3): _cuboid(img, view, (x - 8 + 8 * k, level + 1.2, z), (6, r.uniform(5, 9), 8), world.items[(k + level) % 5])
+        for k in range(3):
+            _cuboid(img, view, (x - 8 + 8 * k, level + 1.2, z), (6, r.uniform(5, 9), 8), world.items[(k + level) % 5])
     for s in (-1, 1): _cuboid(img, view, (x + 13 * s, 0, z), (1.2, 27, 1.5), (110, 112, 118))
     x, y, z = world.places['bin']
     _cuboid(img, view, (x, 0, z), (28, 12, 20), world.card)
-    for k in range(11): _cushion_at(img, view, world, (x + r.uniform(-10, 10), 13 + r.uniform(-1, 4), z + r.uniform(-6, 6)), 1.)
+    for k in range(11):
+        _cushion_at(img, view, world, (x + r.uniform(-10, 10), 13 + r.uniform(-1, 4), z + r.uniform(-6, 6)), 1.)
 
 # %% ../nbs/01c_twin.ipynb #5428b3cb
 def _small_things(img, view, world, r):
     "Printer, clock, order sheet, and odds and ends"
     x, y, z = world.places['printer']
-    _cuboid(img, view, (x, 0, z), (18, 11, 16), world.device), _cuboid(img, view, (x, 3, z - 8.2), (12, 1, .3), (20, 20, 22)), _cuboid(img, view, (x, .5, z - 9), (9, 3, .5), (240, 240, 240))
+    (_cuboid(img, view, (x, 0, z), (18, 11, 16), world.device),
+     _cuboid(img, view, (x, 3, z - 8.2), (12, 1, .3), (20, 20, 22)),
+     _cuboid(img, view, (x, .5, z - 9), (9, 3, .5), (240, 240, 240)))
     x, y, z = world.places['clock']
     _cuboid(img, view, (x, 0, z), (16, 8, 3), (26, 26, 30))
     u, v = view.at((x - 6.5, 2.2, z - 2))
-    cv2.putText(img, '14:25', (u // 16, v // 16), cv2.FONT_HERSHEY_SIMPLEX, view.pixels(4.6, (x, y, z)) / 24, (186, 226, 236), 1, cv2.LINE_AA)
+    cv2.putText(img, '14:25', (u // 16, v // 16), cv2.FONT_HERSHEY_SIMPLEX, view.pixels(4.6, (x, y, z)) / 24,
+                (186, 226, 236), 1, cv2.LINE_AA)
     x, y, z = world.places['sheet']
-    _poly(img, view, [(x - 10, .2, z - 9), (x + 10, .2, z - 9), (x + 10, .2, z + 9), (x - 10, .2, z + 9)], (108, 82, 58))
-    _poly(img, view, [(x - 8.5, .3, z - 8), (x + 8.5, .3, z - 8), (x + 8.5, .3, z + 7), (x - 8.5, .3, z + 7)], (240, 200, 214))
-    for k in range(5): _poly(img, view, [(x - 6.5, .4, z - 6 + 2.6 * k), (x + 6, .4, z - 6 + 2.6 * k), (x + 6, .4, z - 5.5 + 2.6 * k), (x - 6.5, .4, z - 5.5 + 2.6 * k)], (130, 96, 110))
-    for _ in range(3): _cuboid(img, view, (r.choice([-1, 1]) * r.uniform(74, 84), 0, r.uniform(-20, -5)), r.uniform(2, 6, 3), _shade(world.items[r.integers(5)], .8))
+    _poly(img, view, [(x - 10, .2, z - 9), (x + 10, .2, z - 9), (x + 10, .2, z + 9), (x - 10, .2, z + 9)],
+          (108, 82, 58))
+    _poly(img, view, [(x - 8.5, .3, z - 8), (x + 8.5, .3, z - 8), (x + 8.5, .3, z + 7), (x - 8.5, .3, z + 7)],
+          (240, 200, 214))
+    for k in range(5):
+        _poly(img, view, [(x - 6.5, .4, z - 6 + 2.6 * k), (x + 6, .4, z - 6 + 2.6 * k), (x + 6, .4, z - 5.5 + 2.6 * k),
+                          (x - 6.5, .4, z - 5.5 + 2.6 * k)], (130, 96, 110))
+    for _ in range(3):
+        _cuboid(img, view, (r.choice([-1, 1]) * r.uniform(74, 84), 0, r.uniform(-20, -5)), r.uniform(2, 6, 3),
+                _shade(world.items[r.integers(5)], .8))
 
 @lru_cache(maxsize=8)
 def _still(world, session, size):
@@ -564,29 +621,39 @@ def _cushion_at(img, view, world, p, size):
     "A cushion: crumpled paper or a strip of bubbles"
     x, y, z = p
     if world.paper:
-        _disc(img, view, p, 5 * size, 3.6 * size, (188, 156, 112), 20), _disc(img, view, (x - 1.4, y + .8, z), 2.6 * size, 1.6 * size, (212, 182, 138), -30)
+        (_disc(img, view, p, 5 * size, 3.6 * size, (188, 156, 112), 20),
+         _disc(img, view, (x - 1.4, y + .8, z), 2.6 * size, 1.6 * size, (212, 182, 138), -30))
         _line(img, view, (x - 3, y, z), (x + 3, y + 1.5, z), .4, (150, 120, 82))
     else:
-        for dx in (-3.4, 0, 3.4): _disc(img, view, (x + dx * size, y + abs(dx) * .2, z), 2.6 * size, 2.9 * size, (218, 224, 230)), _disc(img, view, (x + dx * size - .6, y + 1, z), 1 * size, 1.1 * size, (246, 249, 252))
+        for dx in (-3.4, 0, 3.4):
+            (_disc(img, view, (x + dx * size, y + abs(dx) * .2, z), 2.6 * size, 2.9 * size, (218, 224, 230)),
+             _disc(img, view, (x + dx * size - .6, y + 1, z), 1 * size, 1.1 * size, (246, 249, 252)))
 
 def _label_on(img, view, p, w, h, flat=False):
     "A sticker with bars, upright or lying"
     up = np.array((0, 0, h)) if flat else np.array((0, h, 0))
-    quad = lambda a, b, c, d: [np.add(p, (a * w, 0, 0)) + c * up, np.add(p, (b * w, 0, 0)) + c * up, np.add(p, (b * w, 0, 0)) + d * up, np.add(p, (a * w, 0, 0)) + d * up]
+    quad = lambda a, b, c, d: [np.add(p, (a * w, 0, 0)) + c * up, np.add(p, (b * w, 0, 0)) + c * up,
+                               np.add(p, (b * w, 0, 0)) + d * up, np.add(p, (a * w, 0, 0)) + d * up]
     _poly(img, view, quad(-.5, .5, -.5, .5), (246, 246, 242))
-    for a, b in ((-.4, -.3), (-.22, -.16), (-.1, .05), (.12, .16), (.24, .4)): _poly(img, view, quad(a, b, -.35, .05), (36, 36, 40))
+    for a, b in ((-.4, -.3), (-.22, -.16), (-.1, .05), (.12, .16), (.24, .4)):
+        _poly(img, view, quad(a, b, -.35, .05), (36, 36, 40))
 
 def _held(img, view, world, thing, p, side):
     "A thing in a hand at `p`"
     x, y, z = p
     if thing == 'dispenser':
-        _cuboid(img, view, (x, y - 3, z - 1), (11, 2, 4), (222, 186, 40)), _disc(img, view, (x + 1, y + 1.5, z - 2), 4.6, 4.6, (196, 160, 104)), _disc(img, view, (x + 1, y + 1.5, z - 2), 2.2, 2.2, (70, 60, 52))
+        (_cuboid(img, view, (x, y - 3, z - 1), (11, 2, 4), (222, 186, 40)),
+         _disc(img, view, (x + 1, y + 1.5, z - 2), 4.6, 4.6, (196, 160, 104)),
+         _disc(img, view, (x + 1, y + 1.5, z - 2), 2.2, 2.2, (70, 60, 52)))
     elif thing == 'cushion': _cushion_at(img, view, world, (x, y - 2, z - 1), 1.3)
-    elif thing.startswith('good'): _cuboid(img, view, (x, y - 6, z - 2), (8 + 2 * (int(thing[4]) % 2), 8, 7), world.items[int(thing[4])])
+    elif thing.startswith('good'):
+        _cuboid(img, view, (x, y - 6, z - 2), (8 + 2 * (int(thing[4]) % 2), 8, 7), world.items[int(thing[4])])
     elif thing == 'film': _cuboid(img, view, (x, y - 8, z - 1), (5, 15, 5), (206, 216, 226))
     elif thing in ('label', 'slip'): _label_on(img, view, (x, y - 2, z - 2), *((9, 6) if thing == 'label' else (12, 8)))
     elif thing == 'pen': _line(img, view, (x, y - 2, z - 2), (x + 2 * side, y + 8, z + 2), .8, (30, 40, 110))
-    elif thing == 'scanner': _cuboid(img, view, (x, y - 7, z), (3, 8, 3), (40, 42, 48)), _cuboid(img, view, (x, y + 1, z - 2), (5, 4, 9), (58, 60, 66))
+    elif thing == 'scanner':
+        (_cuboid(img, view, (x, y - 7, z), (3, 8, 3), (40, 42, 48)),
+         _cuboid(img, view, (x, y + 1, z - 2), (5, 4, 9), (58, 60, 66)))
 
 # %% ../nbs/01c_twin.ipynb #31df4608
 def _faces(world, st):
@@ -596,11 +663,13 @@ def _faces(world, st):
     A, B, C, D = (-w, 0, -d), (w, 0, -d), (w, 0, d), (-w, 0, d)
     a, b, c, e = ((x, h, z) for x, _, z in (A, B, C, D))
     angle = pi * .75 * (1 - st.flaps)
-    fold = lambda corner, out, length: (corner[0] - out[0] * length * cos(angle), h + length * sin(angle), corner[2] - out[2] * length * cos(angle))
+    fold = lambda corner, out, length: (corner[0] - out[0] * length * cos(angle), h + length * sin(angle),
+                                        corner[2] - out[2] * length * cos(angle))
     flap = lambda p, q, out, length: [p, q, fold(q, out, length), fold(p, out, length)]
     k = d * (.4 + .6 * u)
     walls = dict(bottom=[D, C, B, A], back=[C, D, e, c], left=[D, A, a, e], right=[B, C, c, b], front=[A, B, b, a])
-    flaps = dict(fback=flap(c, e, (0, 0, 1), k), fleft=flap(e, a, (-1, 0, 0), min(k, w)), fright=flap(b, c, (1, 0, 0), min(k, w)), ffront=flap(a, b, (0, 0, -1), k))
+    flaps = dict(fback=flap(c, e, (0, 0, 1), k), fleft=flap(e, a, (-1, 0, 0), min(k, w)),
+                 fright=flap(b, c, (1, 0, 0), min(k, w)), ffront=flap(a, b, (0, 0, -1), k))
     return walls, flaps if st.turn < .02 else dict(ffront=[a, b, c, e])
 
 def _placed(points, world, st):
@@ -621,17 +690,21 @@ def _box(img, view, world, st, hands):
     inside, outside = [], []
     if st.box[1] < 4 and abs(st.box[0]) < 70:
         w, d = world.box[0] * .55 + (1 - st.unfold) * world.box[2] * .35, world.box[2] * .58
-        _poly(img, view, np.array([(-w, 0, -d), (w, 0, -d), (w, 0, d), (-w, 0, d)]) + (st.box[0], .05, st.box[2]), _shade(world.wood, .8))
+        _poly(img, view, np.array([(-w, 0, -d), (w, 0, -d), (w, 0, d), (-w, 0, d)]) + (st.box[0], .05, st.box[2]),
+              _shade(world.wood, .8))
     for name, p in [*walls.items(), *flaps.items()]:
         (ax, ay), (bx, by), (cx, cy) = view(p[:3]).tolist()
         seen = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax) < 0
-        group = outside if (seen and name in walls) or (name in flaps and (st.flaps > .5 or name != 'fback')) else inside
+        group = outside if (seen and name in walls) or (name in flaps
+                                                        and (st.flaps > .5 or name != 'fback')) else inside
         as_lit = dict(front='back', back='front').get(name, name) if st.turn > .5 else name
         group.append((-float(p[:, 2].mean()) - .01 * p[:, 1].mean(), name, p, _LIGHT[as_lit] * (1 if seen else .82)))
     for k, group in enumerate((inside, outside)):
-        for _, name, p, light in sorted(group, key=lambda g: (k and st.turn < .02 and g[1] in flaps, st.flaps > .5 and g[1] in ('fback', 'ffront'), g[0])):
+        for _, name, p, light in sorted(group, key=lambda g: (k and st.turn < .02 and g[1] in flaps,
+                                                              st.flaps > .5 and g[1] in ('fback', 'ffront'), g[0])):
             _poly(img, view, p, _shade(world.card, light))
-            if name in flaps or name == 'bottom': cv2.polylines(img, [view(p)], True, _shade(world.card, .7), 1, cv2.LINE_AA, _SHIFT)
+            if name in flaps or name == 'bottom':
+                cv2.polylines(img, [view(p)], True, _shade(world.card, .7), 1, cv2.LINE_AA, _SHIFT)
         if k == 0:
             if st.turn < .02: _contents(img, view, world, st)
             hands()
@@ -640,8 +713,12 @@ def _box(img, view, world, st, hands):
 def _contents(img, view, world, st):
     "Cushions and goods on the bottom of the box"
     (w, h, d), (x, y, z) = world.box, st.box
-    for k in range(min(6, round(st.cushions))): _cushion_at(img, view, world, (x + w * (.3 * ((k * 2) % 3 - 1)), y + 3 + 2 * (k // 3), z + d * (.2 - .15 * (k % 3))), 1.3)
-    for k in range(min(6, round(st.goods))): _cuboid(img, view, (x + w * .27 * ((k * 2 + 1) % 3 - 1), y + 3 + 4 * (k // 3), z + 2 - 3 * (k % 2)), (9, 9, 8), world.items[k % 5])
+    for k in range(min(6, round(st.cushions))):
+        _cushion_at(img, view, world, (x + w * (.3 * ((k * 2) % 3 - 1)), y + 3 + 2 * (k // 3),
+                                       z + d * (.2 - .15 * (k % 3))), 1.3)
+    for k in range(min(6, round(st.goods))):
+        _cuboid(img, view, (x + w * .27 * ((k * 2 + 1) % 3 - 1), y + 3 + 4 * (k // 3), z + 2 - 3 * (k % 2)), (9, 9, 8),
+                world.items[k % 5])
 
 # %% ../nbs/01c_twin.ipynb #cb4b99a3
 def _marks(img, view, world, st):
@@ -652,13 +729,20 @@ def _marks(img, view, world, st):
         _line(img, view, (x - w/2, y + h, z), (x + w/2, y + h, z), .3, _shade(world.card, .62))
     if strip > .02:
         end = x - w/2 + w * strip
-        _poly(img, view, [(x - w/2, y + h, z - 2.4), (end, y + h, z - 2.4), (end, y + h, z + 2.4), (x - w/2, y + h, z + 2.4)], _shade(world.card, 1.2))
+        _poly(img, view, [(x - w/2, y + h, z - 2.4), (end, y + h, z - 2.4), (end, y + h, z + 2.4),
+                          (x - w/2, y + h, z + 2.4)], _shade(world.card, 1.2))
     if st.film > .03 and st.turn < .02:
         band = h * .9 * min(1., st.film)
-        _poly(img, view, [(x - w/2, y + 1, z - d/2 - .1), (x + w/2, y + 1, z - d/2 - .1), (x + w/2, y + band, z - d/2 - .1), (x - w/2, y + band, z - d/2 - .1)], tuple((np.array(world.card) * .5 + (104, 110, 116)).astype(int).tolist()))
-        for k in range(1, 1 + int(5 * st.film)): _line(img, view, (x - w/2, y + band * k / 6, z - d/2), (x + w/2, y + band * k / 6 + 1, z - d/2), .3, (226, 232, 238))
-    if st.label > .5: _label_on(img, view, (x + (-.2 if world.places['printer'][0] < 0 else .2) * w, y + h * .5, z - d/2 - .2), 9, 6)
-    if st.slip > .5: _label_on(img, view, (x + (.18 if world.places['sheet'][0] > 0 else -.18) * w, y + h + .1, z), 12, 8, flat=True)
+        _poly(img, view, [(x - w/2, y + 1, z - d/2 - .1), (x + w/2, y + 1, z - d/2 - .1),
+                          (x + w/2, y + band, z - d/2 - .1), (x - w/2, y + band, z - d/2 - .1)],
+              tuple((np.array(world.card) * .5 + (104, 110, 116)).astype(int).tolist()))
+        for k in range(1, 1 + int(5 * st.film)):
+            _line(img, view, (x - w/2, y + band * k / 6, z - d/2), (x + w/2, y + band * k / 6 + 1, z - d/2), .3,
+                  (226, 232, 238))
+    if st.label > .5:
+        _label_on(img, view, (x + (-.2 if world.places['printer'][0] < 0 else .2) * w, y + h * .5, z - d/2 - .2), 9, 6)
+    if st.slip > .5:
+        _label_on(img, view, (x + (.18 if world.places['sheet'][0] > 0 else -.18) * w, y + h + .1, z), 12, 8, flat=True)
 
 # %% ../nbs/01c_twin.ipynb #749a8118
 def _elbow(
@@ -674,7 +758,8 @@ def _elbow(
     along = (reach * reach + upper * upper - lower * lower) / (2 * reach)
     pole = np.array([side * .9, -.55, .25])
     pole = pole - (pole @ line) * line
-    return shoulder + line * along + pole * (max(0., upper * upper - along * along) ** .5 / max(1e-6, float(np.sqrt(pole @ pole))))
+    return shoulder + line * along + pole * (max(0., upper * upper - along * along) ** .5 / max(1e-6,
+        float(np.sqrt(pole @ pole))))
 
 # %% ../nbs/01c_twin.ipynb #0947c405
 def _torso(img, view, world, st):
@@ -682,14 +767,16 @@ def _torso(img, view, world, st):
     b, k = st.body + (0, 0, 31), world.build
     at = lambda x, y, z=0: b + np.array((x, y, z)) * k
     for s in (-1, 1): _line(img, view, at(9 * s, -12), at(9 * s, -86), 13 * k, (44, 50, 74))
-    _poly(img, view, [at(-16, -16), at(16, -16), at(17, 10), at(20, 42), at(12, 51), at(-12, 51), at(-20, 42), at(-17, 10)], world.shirt)
+    _poly(img, view, [at(-16, -16), at(16, -16), at(17, 10), at(20, 42), at(12, 51), at(-12, 51), at(-20, 42),
+                      at(-17, 10)], world.shirt)
     _poly(img, view, [at(8, -16), at(16, -16), at(17, 10), at(20, 42), at(12, 46)], _shade(world.shirt, .86))
     for x, y in ((-7, 14), (5, 8), (-2, 22)): _line(img, view, at(x, y), at(x + 5, y - 12), .7, _shade(world.shirt, .8))
 
 def _mask(img, view, world, st):
     "The black mask"
     b, k = st.body + (0, 0, 29), world.build
-    _disc(img, view, b + np.array((0, 46, 0)) * k, 21 * k, 9.5 * k, (0, 0, 0)), _disc(img, view, b + np.array((.04 * st.body[0], 70, -2)) * k, 9.5 * k, 13 * k, (0, 0, 0))
+    (_disc(img, view, b + np.array((0, 46, 0)) * k, 21 * k, 9.5 * k, (0, 0, 0)),
+     _disc(img, view, b + np.array((.04 * st.body[0], 70, -2)) * k, 9.5 * k, 13 * k, (0, 0, 0)))
     _line(img, view, b + np.array((0, 46, 0)) * k, b + np.array((0, 62, 0)) * k, 11 * k, (0, 0, 0))
 
 def _arm(img, view, world, st, hand):
@@ -699,12 +786,15 @@ def _arm(img, view, world, st, hand):
     elbow = _elbow(shoulder, p, side, 31 * k, 29 * k)
     wrist = p + (elbow - p) * .2
     sleeve = world.shirt if world.long_sleeves else world.skin
-    _line(img, view, shoulder, elbow, 10.5 * k, _shade(world.shirt, .84)), _line(img, view, elbow, wrist, 8 * k, _shade(sleeve, .9))
-    _line(img, view, elbow + (0, .8, 0), wrist + (0, .8, 0), 3.5 * k, sleeve), _line(img, view, wrist, wrist + (p - wrist) * .3, 7.6 * k, (40, 42, 48))
+    (_line(img, view, shoulder, elbow, 10.5 * k, _shade(world.shirt, .84)),
+     _line(img, view, elbow, wrist, 8 * k, _shade(sleeve, .9)))
+    (_line(img, view, elbow + (0, .8, 0), wrist + (0, .8, 0), 3.5 * k, sleeve),
+     _line(img, view, wrist, wrist + (p - wrist) * .3, 7.6 * k, (40, 42, 48)))
     thing = st.held[hand]
     if thing and thing not in ('pen', 'label', 'slip', 'scanner'): _held(img, view, world, thing, p, side)
     _line(img, view, wrist + (p - wrist) * .6, p, 7.6 * k, _shade(world.glove, .94))
-    across = np.array((1, 0, 0)) if abs(p[0] - wrist[0]) < abs(p[1] - wrist[1]) + abs(p[2] - wrist[2]) else np.array((0, 1, .4))
+    across = np.array((1, 0, 0)) if abs(p[0] - wrist[0]) < abs(p[1] - wrist[1]) + abs(p[2] - wrist[2]) else np.array((0,
+        1, .4))
     ahead = (p - wrist) * .75
     for f in (-2.4, -.8, .8, 2.4): _line(img, view, p + across * f * .7, p + ahead + across * f, 1.9, world.glove)
     if thing in ('pen', 'label', 'slip', 'scanner'): _held(img, view, world, thing, p, side)
@@ -743,10 +833,13 @@ def render(
     for hand in layer:
         if getattr(st, hand)[2] > _EDGE or getattr(st, hand)[1] < 0: layer[hand] = 'hidden'
     arms('hidden', behind), _mask(behind, view, world, st)
-    for k in range(round(st.tray)): _cuboid(img, view, np.add(world.places['tray'], (6 * (k % 2) - 3, 0, 7 - 7 * (k // 2))), (8, 7, 6), world.items[k % 5])
+    for k in range(round(st.tray)):
+        _cuboid(img, view, np.add(world.places['tray'], (6 * (k % 2) - 3, 0, 7 - 7 * (k // 2))), (8, 7, 6),
+                world.items[k % 5])
     arms('behind', img)
     if not far: _box(img, view, world, st, lambda: arms('in', img))
-    if 'scanner' not in st.held.values() and script.taxonomy == 'openpack': _held(img, view, world, 'scanner', np.add(world.places['scanner'], (0, 7, 0)), 1)
+    if 'scanner' not in st.held.values() and script.taxonomy == 'openpack':
+        _held(img, view, world, 'scanner', np.add(world.places['scanner'], (0, 7, 0)), 1)
     arms('before', img)
     img = _camera(img, script, t, tuple(size))
     return _burn(img, script.start + t) if clock else img
@@ -755,35 +848,11 @@ def _burn(img, posix):
     "The clock of the real recordings"
     day, hour, ms = stamp(posix).split('_')
     text = f'{day[:4]}-{day[4:6]}-{day[6:]} {hour[:2]}:{hour[2:4]}:{hour[4:]}.{ms}000'
-    return cv2.putText(img, text, (img.shape[1] // 43, img.shape[0] // 15), cv2.FONT_HERSHEY_SIMPLEX, img.shape[0] / 576, (255, 255, 255), max(1, img.shape[0] // 240), cv2.LINE_AA)
+    return cv2.putText(img, text, (img.shape[1] // 43, img.shape[0] // 15), cv2.FONT_HERSHEY_SIMPLEX,
+                       img.shape[0] / 576, (255, 255, 255), max(1, img.shape[0] // 240), cv2.LINE_AA)
 
 # %% ../nbs/01c_twin.ipynb #ced287f8
 FPS, FRAME_FPS = 25, 15   # of the videos, and of the frame folders, as the Kinect recorded them
-
-def _ffmpeg():
-    "FFmpeg from the path, else the one that comes with imageio"
-    if found := shutil.which('ffmpeg'): return found
-    import imageio_ffmpeg
-    return imageio_ffmpeg.get_ffmpeg_exe()
-
-def _write_video(script, path, size, crf):
-    "Draw and encode a session; the same script gives the same bytes"
-    w, h = size
-    command = [_ffmpeg(), '-v', 'error', '-y', '-f', 'rawvideo', '-pix_fmt', 'yuv420p', '-s', f'{w}x{h}', '-r', str(FPS), '-i', '-', '-an', '-c:v', 'libx264',
-        '-preset', 'veryfast', '-refs', '1', '-subq', '1', '-rc-lookahead', '5', '-crf', str(crf), '-g', '250', '-threads', '1', '-pix_fmt', 'yuv420p', '-map_metadata', '-1', '-fflags', '+bitexact', '-flags:v', '+bitexact',
-        '-movflags', '+faststart', str(path)]
-    with tempfile.TemporaryFile() as log:
-        run = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log)
-        try:
-            for i in range(ceil(script.duration * FPS)): run.stdin.write(cv2.cvtColor(render(script, i / FPS, size), cv2.COLOR_RGB2YUV_I420).tobytes())
-        except BrokenPipeError: pass
-        except BaseException: run.kill(); raise
-        finally:
-            try: run.stdin.close()
-            except BrokenPipeError: pass
-            code = run.wait()
-        log.seek(0)
-        if code: raise VLMTemporalError(f'FFmpeg could not write {path}: {log.read().decode(errors="replace").strip()[-300:]}')
 
 # %% ../nbs/01c_twin.ipynb #7981e269
 def _write_frames(script, root, size):
@@ -804,16 +873,20 @@ def _claim(out, recipe):
     marker = out/'twin.json'
     if out.exists() and not out.is_dir(): raise BadInput('is no folder', out, 'give a new or an empty folder')
     if marker.exists():
-        if (found := read_json(marker)) != recipe: raise BadInput(f'holds another twin: {found}', out, 'give a new or an empty folder')
-    elif out.exists() and any(out.iterdir()): raise BadInput('is not empty and is no twin', out, 'give a new or an empty folder')
+        if (found := read_json(marker)) != recipe:
+            raise BadInput(f'holds another twin: {found}', out, 'give a new or an empty folder')
+    elif out.exists() and any(out.iterdir()):
+        raise BadInput('is not empty and is no twin', out, 'give a new or an empty folder')
     else: write_json(marker, recipe)
 
 def _write_session(script, out, frames, size, crf):
     "One session; its annotation last"
     if frames: _write_frames(script, out, size)
     else:
-        with atomic_path(video_path(out, script.subject, script.session, script.start)) as tmp: _write_video(script, tmp, size, crf)
-    write_annotation(annotation_path(out, script.subject, script.session), script.subject, script.session, script.rows, script.start, get_taxonomy(script.taxonomy))
+        drawn = (render(script, i/FPS, size) for i in range(ceil(script.duration*FPS)))
+        write_video(video_path(out, script.subject, script.session, script.start), drawn, FPS, crf)
+    write_annotation(annotation_path(out, script.subject, script.session), script.subject, script.session, script.rows,
+                     script.start, get_taxonomy(script.taxonomy))
 
 # %% ../nbs/01c_twin.ipynb #7eec3298
 def make_twin(
@@ -831,10 +904,12 @@ def make_twin(
     for name, value, most in (('subjects', subjects, 99), ('sessions', sessions, 99), ('boxes', boxes, 999)):
         if not 1 <= value <= most: raise BadInput(f'{value} is out of range', name, f'say 1 to {most}')
     out, size = Path(out), tuple(size or ((1280, 720) if frames else (640, 480)))
-    if len(size) != 2 or any(n < 32 or n % 2 for n in size): raise BadInput(f'{size} cannot be encoded', 'size', 'give an even width and height of 32 or more')
+    if len(size) != 2 or any(n < 32 or n % 2 for n in size):
+        raise BadInput(f'{size} cannot be encoded', 'size', 'give an even width and height of 32 or more')
     todo = [(f'U{100 + i:04d}', f'S{j:02d}00') for i in range(1, subjects + 1) for j in range(1, sessions + 1)]
     scripts = [session_script(seed, *name, boxes, taxonomy) for name in todo]
-    _claim(out, dict(seed=seed, subjects=subjects, sessions=sessions, boxes=boxes, taxonomy=taxonomy, frames=frames, size=list(size), crf=crf))
+    _claim(out, dict(seed=seed, subjects=subjects, sessions=sessions, boxes=boxes, taxonomy=taxonomy, frames=frames,
+                     size=list(size), crf=crf))
     missing = [s for s in scripts if not annotation_path(out, s.subject, s.session).exists()]
     kept = f' ({len(todo) - len(missing)} of {len(todo)} already there)' if len(missing) < len(todo) else ''
     for script in progress(missing, f'digital twin{kept}'): _write_session(script, out, frames, size, crf)
@@ -846,5 +921,6 @@ MOCK = dict(seed=0, subjects=8, sessions=1, boxes=2, taxonomy='logistics', crf=3
 def mock_data() -> Path:
     "The checked-in twin if it is here or above, else the same one in the cache"
     for folder in (Path.cwd(), *Path.cwd().parents):
-        if (folder/'mock_data'/'U0108'/'annotation'/'openpack-operations').is_dir(): return Path(os.path.relpath(folder/'mock_data'))
+        if (folder/'mock_data'/'U0108'/'annotation'/'openpack-operations').is_dir():
+            return Path(os.path.relpath(folder/'mock_data'))
     return make_twin(cache_dir()/'mock_data', **MOCK)

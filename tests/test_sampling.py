@@ -1,0 +1,116 @@
+"Properties of every selector, for any scores; what may guide a choice; what an import costs."
+import subprocess, sys, time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+from hypothesis.extra.numpy import arrays
+
+from vlmtemporal.basics import BadInput
+from vlmtemporal.sampling import SELECTORS, get_sampler, greedy_topk, list_samplers, mix, uniform, uniform_ends
+from vlmtemporal.scores import SCORES, score_frames, smooth
+
+finite = st.floats(-1e6, 1e6, width=32)
+any_scores = st.one_of(
+    arrays(np.float32, st.integers(1, 200), elements=finite),
+    arrays(np.float32, st.integers(1, 200), elements=st.sampled_from([0, 1, 2])), # ties
+    st.builds(lambda n, v: np.full(n, v, np.float32), st.integers(1, 200), finite)) # constants
+
+
+@pytest.mark.parametrize('name', list_samplers())
+@settings(max_examples=60, deadline=None)
+@given(scores=any_scores, k=st.integers(1, 16), seed=st.integers(0, 99))
+def test_any_choice_is_sorted_unique_inside_and_complete(name, scores, k, seed):
+    chosen = get_sampler(name)(scores, k, seed)
+    assert chosen.dtype == np.int64 and len(chosen) == min(k, len(scores))
+    assert (np.diff(chosen) > 0).all() and chosen[0] >= 0 and chosen[-1] < len(scores)
+    assert (chosen == get_sampler(name)(scores, k, seed)).all(), 'the same call chooses the same frames'
+
+
+@pytest.mark.parametrize('name', list_samplers())
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(1, 200), k=st.integers(1, 16), value=finite)
+def test_a_still_clip_gets_even_spacing(name, n, k, value):
+    how = get_sampler(name).selector
+    if how == 'random': return
+    want = uniform_ends if how in ('topk', 'uniform-ends') else uniform
+    assert get_sampler(name)(np.full(n, value, np.float32), k).tolist() == want(np.zeros(n), k).tolist()
+
+
+def by_the_rule(scores, k, min_gap, chosen):
+    "The documented greedy rule, written as it reads: repeatedly the best frame that keeps the distance."
+    chosen, k = set(chosen), min(k, len(scores))
+    for gap in range(min_gap, 0, -1):
+        while len(chosen) < k:
+            free = [i for i in range(len(scores)) if all(abs(i - c) >= gap for c in chosen)]
+            if not free: break
+            chosen.add(max(free, key=lambda i: (scores[i], -i)))
+    return sorted(chosen)
+
+
+@settings(max_examples=300, deadline=None)
+@given(scores=any_scores, k=st.integers(1, 16), gap=st.integers(1, 12))
+def test_gaps_are_kept_or_relaxed_by_the_rule(scores, k, gap):
+    if np.ptp(scores) == 0: return
+    n = len(scores); chosen = greedy_topk(scores, k, gap)
+    assert chosen.tolist() == by_the_rule(scores, k, gap, [0, n - 1][:min(k, n)])
+    if k > 1: assert {0, n - 1} <= set(chosen.tolist())
+    if k > 1 and n > (k - 1)*(2*gap - 1): assert np.diff(chosen).min() >= gap # room for k whatever the scores are
+    free = greedy_topk(scores, k, gap, anchors=False)
+    assert free.tolist() == by_the_rule(scores, k, gap, []) and scores.argmax() in free
+    middles = uniform(scores, min(k, n) - min(k, n)//2).tolist()
+    assert mix(scores, k, gap).tolist() == by_the_rule(scores, k, gap, middles)
+
+
+@settings(max_examples=100, deadline=None)
+@given(scores=arrays(np.float64, st.integers(1, 100), elements=finite), cut=st.integers(1, 100))
+def test_smoothing_never_looks_ahead(scores, cut):
+    assert (smooth(scores)[:cut] == smooth(scores[:cut])).all()
+
+
+@pytest.mark.parametrize('how, inside', [('stratified', lambda i, n, k: i*k//n), ('inverse', None)])
+@settings(max_examples=100, deadline=None)
+@given(scores=arrays(np.float32, st.integers(16, 200), elements=finite), k=st.integers(1, 16))
+def test_selectors_keep_their_promise(how, inside, scores, k):
+    chosen = SELECTORS[how](scores, k); n = len(scores)
+    if inside: # one frame in each of k equal parts, none higher in it
+        edges = np.arange(k + 1)*n//k
+        assert all(a <= i < b and scores[i] == scores[a:b].max() for i, a, b in zip(chosen, edges, edges[1:]))
+    elif np.ptp(scores) > 0: # as many frames left of any place as the density's share says, give or take the collisions
+        mass = np.cumsum(scores.astype(float) - scores.min()); mass /= mass[-1]
+        if len(set(np.searchsorted(mass, (np.arange(k) + .5)/k).tolist())) == k:
+            assert np.allclose(chosen, np.searchsorted(mass, (np.arange(k) + .5)/k))
+
+
+@pytest.mark.parametrize('split', [None, 'val', 'test', 'inference', 'Train'])
+def test_known_boundaries_guide_training_sets_only(split):
+    with pytest.raises(BadInput, match='may not guide'):
+        get_sampler('entropy')(np.arange(125.), boundaries=[60.], split=split)
+
+
+def test_boosted_sets_are_refused_by_the_command_line(cli, mock, tmp_path):
+    for args in ((), ('--split', 'test'), ('--split', 'val')):
+        code, _, err = cli('build', mock, tmp_path/'out', '--boosted', *args)
+        assert code == 2 and 'training sets only' in err and not (tmp_path/'out').exists()
+
+
+@pytest.mark.parametrize('score', SCORES)
+@pytest.mark.parametrize('shape', [(1, 1), (3, 5), (16, 9), (1080, 1920)])
+def test_scores_of_odd_pictures_are_finite(score, shape):
+    frames = np.random.default_rng(0).integers(0, 256, (4, *shape, 3), np.uint8)
+    for clip in (frames, frames*0, frames[:1]):
+        assert np.isfinite(score_frames(clip, score)).all() and len(score_frames(clip, score)) == len(clip)
+
+
+@pytest.mark.parametrize('scores, k', [([], 8), ([1, np.nan], 1), ([1., np.inf], 1), ([1., 2.], 0)])
+def test_bad_scores_are_one_sentence(scores, k):
+    with pytest.raises(BadInput): get_sampler('entropy')(np.array(scores), k)
+
+
+def test_import_is_quick():
+    code = 'import sys, vlmtemporal.sampling; assert not {"torch", "transformers"} & set(sys.modules)'
+    def seconds(program):
+        begin = time.perf_counter(); subprocess.run([sys.executable, '-c', program], check=True)
+        return time.perf_counter() - begin
+    seconds(code) # the first import compiles
+    assert min(seconds(code) - seconds('pass') for _ in range(5)) < .5
