@@ -124,7 +124,7 @@ def main():
     if 'speed' in only:
         speed(sessions(mock_data(), ('U0108',))[0].open(), a.runs)
         with tempfile.TemporaryDirectory() as folder:
-            speed(sessions(make_twin(Path(folder)/'wide', subjects=1, boxes=1, size=(1280, 720)))[0].open(), a.runs)
+            speed(sessions(make_twin(Path(folder)/'wide', subjects=1, boxes=2, size=(1280, 720)))[0].open(), a.runs)
     if 'clips' in only: clips(min(a.runs, 3))
     if 'memory' in only: memory()
     if failed: sys.exit(f'\ndoes not hold: {"; ".join(failed)}')

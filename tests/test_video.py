@@ -8,7 +8,7 @@ import pytest
 from vlmtemporal import video as module
 from vlmtemporal.basics import BadInput, VLMTemporalWarning
 from vlmtemporal.openpack import sessions
-from vlmtemporal.scores import score_video
+from vlmtemporal.scores import SCORES, score_video
 from vlmtemporal.video import ffmpeg, iter_frames, normalise, open_video, probe, write_video
 
 
@@ -107,6 +107,58 @@ def test_variable_frame_rate_and_a_late_start_keep_true_times(drawn, tmp_path):
 def test_a_pass_shows_the_frames_that_random_access_shows(shared, name):
     video = open_video(shared/'videos'/name)
     for first, block in video.blocks(): assert (video.read(range(first, first + len(block))) == block).all()
+
+
+@pytest.fixture(params=['plain', 'b-frames', 'late', 'uneven', 'folder'])
+def many_parts(request, drawn, tmp_path):
+    "The wedge with a key frame every ten frames, in five forms."
+    path, keys = tmp_path/'keys.mkv', ('-g', '10', '-keyint_min', '10', '-pix_fmt', 'yuv420p')
+    if request.param == 'folder':
+        run('-i', drawn, tmp_path/'20220329_142511_%03d.png'); return tmp_path
+    how = {'plain': ('-bf', '0'), 'b-frames': ('-bf', '3'), 'late': ('-bf', '3'),
+           'uneven': ('-vf', "select='not(eq(mod(n,3),2))'", '-fps_mode', 'vfr')}[request.param]
+    run('-i', drawn, *how, *keys, path)
+    if request.param != 'late': return path
+    run('-itsoffset', '2', '-i', path, '-c', 'copy', '-copyts', tmp_path/'late.mkv')
+    return tmp_path/'late.mkv'
+
+
+def scanned(video, n):
+    "All frames, from scanning `n` parts, the last part first."
+    seen = {}
+    def look(i, frame): assert i not in seen; seen[i] = frame[..., ::-1].copy()
+    for part in video.parts(n)[::-1]: video.scan(look, part=part)
+    return np.stack([seen[i] for i in range(len(video))])
+
+
+def test_parts_show_the_frames_of_a_pass(many_parts, monkeypatch):
+    video = open_video(many_parts); want = video.read(range(len(video)))
+    parts = video.parts(4)
+    assert len(parts) == 4 and parts[0][0] == 0 and parts[-1][1] == len(video)
+    assert all(a[1] == b[0] for a, b in zip(parts, parts[1:])) and video.parts(1) == [(0, len(video))]
+    assert (scanned(video, 4) == want).all() and (scanned(video, 1) == want).all()
+    scores = [score_video(video, tuple(SCORES)) for video.parts in (lambda n: parts, lambda n: [(0, len(video))])]
+    assert all((scores[0][n] == scores[1][n]).all() for n in SCORES)
+
+
+def test_a_part_that_opencv_begins_at_the_wrong_frame_is_decords(many_parts, monkeypatch):
+    video = open_video(many_parts); want = video.read(range(len(video)))
+    class Late:
+        "A capture that seeks three frames too far."
+        def __init__(self, path): self.cap = true(path)
+        def set(self, what, i): self.cap.set(what, i + 3)
+        def __getattr__(self, name): return getattr(self.cap, name)
+    true = module._capture; monkeypatch.setattr(module, '_capture', Late)
+    assert (scanned(video, 4) == want).all()
+
+
+@pytest.mark.parametrize('name', ['bikes.mp4', 'flipping_a_pancake.mkv', 'bigbuckbunny.mp4', 'video_90.mov', 'unordered.mov'])
+def test_parts_of_real_files(shared, name):
+    video, seen = open_video(shared/'videos'/name), []
+    for part in video.parts(3):
+        def look(i, frame): seen.append(i); assert (frame[..., ::-1] == video.read([i])[0]).all()
+        video.scan(look, part=part)
+    assert seen == list(range(len(video)))
 
 
 def test_where_opencv_disagrees_decord_goes_on(drawn, monkeypatch):

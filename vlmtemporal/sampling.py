@@ -72,6 +72,7 @@ def stratified(
 ) -> np.ndarray:        # int64 (min(k, T),), sorted, distinct
     "The highest-scoring frame of each of `k` equal parts."
     T = len(scores); middles = uniform(scores, k); k = len(middles); edges = np.arange(k + 1)*T//max(k, 1)
+    if _flat(scores): return middles
     best = []
     for low, high, middle in zip(edges, edges[1:], middles):
         top = low + np.flatnonzero(scores[low:high] == scores[low:high].max())

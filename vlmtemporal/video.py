@@ -7,7 +7,7 @@ __all__ = ['JST', 'VideoInfo', 'Video', 'scaled', 'parse_stamp', 'stamp', 'Frame
            'iter_frames', 'contact_sheet', 'ffmpeg', 'write_video', 'crop', 'check_roi', 'normalise']
 
 # %% ../nbs/00b_video.ipynb #c9957815
-import hashlib, os, queue, re, shutil, subprocess, tempfile, threading, warnings
+import hashlib, os, queue, re, shutil, subprocess, sys, tempfile, threading, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -45,14 +45,34 @@ class Video:
         return _within(self.limit, self.info.path, self._read, [int(i) for i in indices], size, enough)
     def blocks(self,
         size: tuple = None,  # (width, height) to scale to; as recorded when absent
-        length: int = None,  # frames a block; what fills 16 MB when absent
+        length: int = None,  # frames a block; what fills 8 MB when absent
         enough: int = None,  # a width that will do, as in `read`
         bgr: bool = False,   # blue first, as decoders give it: saves the conversion where only few frames matter
+        part: tuple = None,  # frames (first, stop), one of `parts()`; all when absent
+        ahead: int = None,   # blocks to decode ahead of their user; 2, or none where OpenCV is told to use one thread
     ):
-        "All frames in order, once: yields (index of the first, uint8 RGB (n, H, W, 3)), decoding ahead of its user."
-        length = length or max(1, min(32, 2**24//(self.info.width*self.info.height*3)))
-        blocks = self._blocks(length, size, enough)
-        return _ahead(blocks if bgr else _rgb(blocks), self.limit, self.info.path)
+        "All frames in order, once: yields (index of the first, uint8 RGB (n, H, W, 3))."
+        length = length or max(1, min(32, 2**23//(self.info.width*self.info.height*3)))
+        blocks = self._blocks(length, size, enough, *(part or (0, len(self))))
+        if not bgr: blocks = _rgb(blocks)
+        ahead = (2 if cv2.getNumThreads() > 1 else 0) if ahead is None else ahead
+        return _ahead(blocks, self.limit, self.info.path, ahead)
+    def scan(self,
+        look,                # called with the index and the frame, uint8 BGR (H, W, 3), which the next one overwrites
+        enough: int = None,  # a width that will do, as in `read`
+        part: tuple = None,  # frames (first, stop), one of `parts()`; all when absent
+    ):
+        "Show every frame to `look` in the thread that decodes it, while it is still in the processor's cache."
+        def frames():
+            for i, block in self._blocks(1, None, enough, *(part or (0, len(self)))):
+                look(i, block[0])
+                if not i % 32: yield i # a sign of life
+        for _ in _ahead(frames(), self.limit, self.info.path, 2): pass
+    def parts(self,
+        n: int,                      # as many as there are threads
+    ) -> list[tuple[int, int]]:      # (first, stop) of each
+        "Up to `n` runs of frames, in order and about equal, whose `blocks` can be read at the same time."
+        return [(0, len(self))]
     def nearest(self, seconds) -> np.ndarray:
         "Index of the frame nearest in time to each of `seconds`, int64, shaped like `seconds`."
         s = np.asarray(seconds, float); right = np.clip(np.searchsorted(self.times, s), 1, max(len(self.times) - 1, 1))
@@ -96,29 +116,23 @@ def _within(seconds, path, work, *args):
     if error: raise error
     return value
 
-def _ahead(items, seconds, path, depth=2):
-    "The items of a generator, made by a thread that stays up to `depth` of them ahead."
-    ready, stop = queue.Queue(depth), threading.Event()
-    def put(item):
-        while not stop.is_set():
-            try: return ready.put(item, timeout=.1)
-            except queue.Full: pass
+def _ahead(items, seconds, path, depth):
+    "The items of a generator, made by a thread that stays up to `depth` of them ahead; at 0 it works while waited for."
+    ready, wanted, over = queue.SimpleQueue(), threading.Semaphore(depth), threading.Event()
     def run():
         try:
-            for item in items:
-                put((item, None))
-                if stop.is_set(): return
-            put((None, None))
-        except BaseException as e: put((None, e))
+            while wanted.acquire() and not over.is_set(): ready.put((next(items, None), None))
+        except BaseException as e: ready.put((None, e))
     threading.Thread(target=run, daemon=True).start()
     try:
         while True:
+            wanted.release()
             try: item, error = ready.get(timeout=seconds)
             except queue.Empty: raise _gave_up(path, seconds) from None
             if error: raise error
             if item is None: return
             yield item
-    finally: stop.set()
+    finally: over.set(); wanted.release()
 
 # %% ../nbs/00b_video.ipynb #e179c6c3
 @contextmanager
@@ -135,23 +149,33 @@ def _capture(path):
     "One thread decodes: beside the one that uses what it decoded, and beside other processes, more bring nothing."
     return cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
 
-def _in_blocks(video, length, size, start=None):
+def _in_blocks(video, length, size, part, start=None):
     "Yield (index of the first, BGR block) in order, for as long as OpenCV finds the frames that `video` has."
-    cap, info, near = _capture(video.info.path), video.info, .4/video.info.fps
+    cap, info, near, held, (begin, stop) = _capture(video.info.path), video.info, .4/video.info.fps, [], part
+    now = lambda: cap.get(cv2.CAP_PROP_POS_MSEC)/1000
     try:
-        for first in range(0, len(video), length):
-            block = np.empty((min(length, len(video) - first), info.height, info.width, 3), np.uint8)
+        if begin: cap.grab(); zero = now(); cap.set(cv2.CAP_PROP_POS_FRAMES, begin)
+        for first in range(begin, stop, length):
+            block = _spare(held, (min(length, stop - first), info.height, info.width, 3))
             for n, out in enumerate(block):
                 there, picture = cap.grab() and cap.retrieve(out) or (False, None)
-                now = cap.get(cv2.CAP_PROP_POS_MSEC)/1000
-                if not first and not n: zero = now
-                if (not there or picture.shape != out.shape or abs(now - zero - video.times[first + n]) > near or
-                        not first and not n and start is not None and not np.array_equal(picture[::8, ::8], start)):
+                if not first and not n: zero = now()
+                if (not there or picture.shape != out.shape or abs(now() - zero - video.times[first + n]) > near or
+                        first + n == begin and start is not None and not np.array_equal(picture[::8, ::8], start)):
                     if n: yield first, _scale(block[:n], size)
                     return
-                if picture is not out and not np.shares_memory(picture, out): out[:] = picture
+                if picture is not out: out[:] = picture
             yield first, _scale(block, size)
     finally: cap.release()
+
+def _users(arrays): return [sys.getrefcount(a) for a in arrays]
+_NONE = _users([np.empty(1)])[0]
+
+def _spare(held, shape):
+    "A block that nobody looks at any more, else a new one: the system's zeroing of fresh memory costs a sixth of decoding."
+    spare = next((i for i, users in enumerate(_users(held)) if users == _NONE and held[i].shape == shape), None)
+    if spare is None: del held[:-7]; held.append(np.empty(shape, np.uint8)); spare = -1
+    return held[spare]
 
 def _scale(block, size): return block if size is None else np.stack([scaled(f, size) for f in block])
 
@@ -187,11 +211,18 @@ class _DecordVideo(Video):
         if size is None and wanted == list(indices): return got
         frames = dict(zip(wanted, (scaled(f, size) for f in got)))
         return np.stack([frames[i] for i in indices])
-    def _blocks(self, length, size, enough):
-        n = 0
-        for n, block in _in_blocks(self, length, size, self._first): yield n, block; n += len(block)
-        for i in range(n, len(self), length):
-            yield i, self._read(range(i, min(i + length, len(self))), size, enough, forget=False)[..., ::-1].copy()
+    def _blocks(self, length, size, enough, first, stop):
+        start = self._first if not first else self._read([first], None, None)[0, ::8, ::8, ::-1]
+        n = first
+        for n, block in _in_blocks(self, length, size, (first, stop), start): yield n, block; n += len(block)
+        reader = _DecordVideo(self.info.path) if first and n < stop else self # a part must not move another's reader
+        for i in range(n, stop, length):
+            yield i, reader._read(range(i, min(i + length, stop)), size, enough, forget=False)[..., ::-1].copy()
+    def parts(self, n):
+        with self._lock: keys = np.array(self._reader.get_key_indices(), int)
+        near = lambda i: int(keys[np.abs(keys - i).argmin()]) if len(keys) else 0
+        edges = sorted({0, len(self), *(near(len(self)*i/n) for i in range(1, n))})
+        return list(zip(edges, edges[1:]))
 
 class _OpenCVVideo(Video):
     def __init__(self, path):
@@ -213,10 +244,10 @@ class _OpenCVVideo(Video):
         cap.release()
         if missing := wanted - set(frames): raise self._changed(min(missing))
         return np.stack([frames[i] for i in indices])
-    def _blocks(self, length, size, enough):
-        n = 0
-        for n, block in _in_blocks(self, length, size): yield n, block; n += len(block)
-        if n < len(self): raise self._changed(n)
+    def _blocks(self, length, size, enough, first, stop):
+        n = first
+        for n, block in _in_blocks(self, length, size, (first, stop)): yield n, block; n += len(block)
+        if n < stop: raise self._changed(n)
     def _changed(self, i):
         return BadInput(f'frame {i} can no longer be read', self.info.path, 'has the file changed?')
 
@@ -262,9 +293,12 @@ class FrameFolder(Video):
         return picture
     def _read(self, indices, size, enough):
         return np.stack([cv2.cvtColor(scaled(self._picture(i, enough), size), cv2.COLOR_BGR2RGB) for i in indices])
-    def _blocks(self, length, size, enough):
-        for i in range(0, len(self), length):
-            yield i, np.stack([scaled(self._picture(j, enough), size) for j in range(i, min(i + length, len(self)))])
+    def _blocks(self, length, size, enough, first, stop):
+        for i in range(first, stop, length):
+            yield i, np.stack([scaled(self._picture(j, enough), size) for j in range(i, min(i + length, stop))])
+    def parts(self, n):
+        edges = sorted({len(self)*i//n for i in range(n + 1)})
+        return list(zip(edges, edges[1:]))
     def digest(self):
         h = hashlib.sha256()
         for p in self.paths: h.update(p.name.encode() + p.read_bytes())
