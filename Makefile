@@ -38,3 +38,4 @@ readme: setup                    # README.md is nbs/index.ipynb as Markdown
 
 bench: setup
 	$(BIN)/python bench/sampling.py
+	$(BIN)/python bench/dataset.py

@@ -105,9 +105,9 @@ def memory():
     with tempfile.TemporaryDirectory() as folder:
         source, hour = sessions(mock_data(), ('U0108',))[0].source, Path(folder)/'hour.mp4'
         subprocess.run([ffmpeg(), '-v', 'error', '-stream_loop', '-1', '-i', source, '-t', '3600', '-c', 'copy', hour], check=True)
-        program = ('import resource, sys; from vlmtemporal.scores import score_video; from vlmtemporal.video import open_video; import decord\n'
-                   'peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024\n'
-                   'before = peak(); n = len(score_video(open_video(sys.argv[1]), (sys.argv[2],))[sys.argv[2]]); print(n, peak() - before)')
+        program = ('import re, sys; from pathlib import Path; from vlmtemporal.scores import score_video; from vlmtemporal.video import open_video; import decord\n'
+                   'kb = lambda what: int(re.search(what + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])\n'
+                   'before = kb("VmRSS"); n = len(score_video(open_video(sys.argv[1]), (sys.argv[2],))[sys.argv[2]]); print(n, (kb("VmHWM") - before)/1024)')
         rows = []
         for score in ('entropy', 'novelty'):
             begin = time.perf_counter()

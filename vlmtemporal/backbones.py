@@ -8,7 +8,7 @@ __all__ = ['BACKBONES', 'SPECIAL', 'CHAT_TEMPLATE', 'TWIN_VERSION', 'SIDE', 'Bac
            'check_adapter', 'freeze_vision']
 
 # %% ../nbs/02a_backbones.ipynb #2e0e5090
-import json, os, re, warnings
+import json, logging, os, re, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,8 @@ from .operations import TAXONOMIES
 from .prompts import answer_text, messages
 
 # %% ../nbs/02a_backbones.ipynb #3f35c752
+logging.getLogger('bitsandbytes.backends.cpu.ops').setLevel(logging.ERROR) # it misses an optional kernel, aloud
+
 @dataclass(frozen=True)
 class Backbone:
     "A family of vision-language models."
@@ -89,12 +91,12 @@ def _twin_config(tokenizer):
 @contextmanager
 def _quiet():
     "Keep transformers' bars and its notices about renamed options out of our output."
-    from transformers.utils import logging
+    from transformers.utils import logging as log
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore', FutureWarning); bars = logging.is_progress_bar_enabled(); logging.disable_progress_bar()
+        warnings.simplefilter('ignore', FutureWarning); bars = log.is_progress_bar_enabled(); log.disable_progress_bar()
         try: yield
         finally:
-            if bars: logging.enable_progress_bar()
+            if bars: log.enable_progress_bar()
 
 TWIN_VERSION = 'random-2' # names the cached copy; 'random' is what marks its numbers as no result
 

@@ -146,7 +146,8 @@ def sliding_clips(
 ) -> list[Clip]:
     "Clips at a steady pace, whatever happens in them."
     starts = window_starts(duration or session.segments[-1].end, stride).tolist()
-    return [Clip(f'{session.key}-w{i:04d}', session.key, t, N_FRAMES, None, truth(session, t)) for i, t in enumerate(starts)]
+    return [Clip(f'{session.key}-w{i:04d}', session.key, t, N_FRAMES, None, truth(session, t))
+            for i, t in enumerate(starts)]
 
 def session_clips(
     session: Session,

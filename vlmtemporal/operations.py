@@ -9,10 +9,11 @@ __all__ = ['OPENPACK', 'LOGISTICS', 'TAXONOMIES', 'Operation', 'Taxonomy', 'get_
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
-from .basics import BadInput
+from .basics import BadInput, read_json, write_json
 
 # %% ../nbs/01a_operations.ipynb #45ca5a73
 @dataclass(frozen=True)
@@ -131,6 +132,32 @@ class Grammar:
         "(C, C) probabilities of the next operation; each row sums to 1; never itself."
         p = self.counts + self.epsilon; np.fill_diagonal(p, 0)
         return p / p.sum(1, keepdims=True)
+    def after(self, operation: str) -> dict[str, float]:
+        "What follows `operation`: every other one's probability, the likeliest first; they sum to 1."
+        i = self.taxonomy.index(operation); row = self.transitions[i]
+        return {self.taxonomy.names[j]: float(row[j]) for j in np.argsort(-row, kind='stable') if j != i}
     def next(self, operation: str) -> str:
         "The operation that most often follows `operation`."
-        return self.taxonomy.names[int(self.transitions[self.taxonomy.index(operation)].argmax())]
+        return next(iter(self.after(operation)))
+    def to_dict(self) -> dict:
+        "JSON's shape: lists in the taxonomy's order."
+        return dict(taxonomy=self.taxonomy.name, operations=list(self.taxonomy.names), counts=self.counts.tolist(),
+                    log_mean=self.log_mean.tolist(), log_std=self.log_std.tolist(), epsilon=self.epsilon)
+    def save(self, path: str | Path):
+        "Write it as JSON; the same grammar gives the same bytes."
+        write_json(path, self.to_dict())
+    @classmethod
+    def load(cls, path: str | Path) -> 'Grammar':
+        "Read what `save` wrote; `BadInput` when it is something else or of another taxonomy."
+        d, fix = read_json(path, 'learn the grammar again'), 'learn the grammar again'
+        try:
+            taxonomy = get_taxonomy(d['taxonomy']); n = len(taxonomy)
+            arrays = [np.array(d[name], np.float64) for name in ('counts', 'log_mean', 'log_std')]
+            epsilon, names = float(d['epsilon']), tuple(d['operations'])
+        except (TypeError, KeyError, ValueError): raise BadInput('is no grammar', path, fix) from None
+        if names != taxonomy.names: raise BadInput(f'has other operations than {taxonomy.name}', path, fix)
+        counts, _, log_std = arrays
+        if ([a.shape for a in arrays] != [(n, n), (n,), (n,)] or not all(np.isfinite(a).all() for a in arrays)
+                or (counts < 0).any() or (log_std <= 0).any() or not epsilon > 0):
+            raise BadInput('holds numbers that no grammar has', path, fix)
+        return cls(taxonomy, *arrays, epsilon)

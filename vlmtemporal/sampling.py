@@ -135,7 +135,8 @@ def boost(
 ) -> np.ndarray:            # (T,)
     "Scores, `BOOST` times as high within `NEAR` of a known boundary; for training sets only."
     if split != 'train':
-        raise BadInput(f'known boundaries may not guide the sampling of {split or "unlabelled"} clips', fix='boost training sets only')
+        raise BadInput(f'known boundaries may not guide the sampling of {split or "unlabelled"} clips',
+                       fix='boost training sets only')
     near = np.abs(np.arange(len(scores))[:, None] - np.asarray(boundaries, float)[None]).min(1, initial=np.inf) <= NEAR*FPS
     return np.where(near, BOOST*scores, scores)
 

@@ -169,13 +169,15 @@ def score_video(
         if part[0]: # what the part's first frame has changed from
             before = np.ascontiguousarray(video.read([part[0] - 1])[0, ..., ::-1])
             for s in scorers.values(): s(before)
-        def look(i, frame):
-            thumbnails = {}
-            for n, scorer in scorers.items():
-                value = np.asarray(scorer(frame, thumbnails))
-                if n not in seen: seen.setdefault(n, np.empty((len(video), *value.shape), value.dtype))
-                seen[n][i] = value
-        video.scan(look, enough_width(missing, roi), part)
+        def look(frames):
+            for i, frame in frames:
+                thumbnails = {}
+                for n, scorer in scorers.items():
+                    value = np.asarray(scorer(frame, thumbnails))
+                    if n not in seen: seen.setdefault(n, np.empty((len(video), *value.shape), value.dtype))
+                    seen[n][i] = value
+            yield part
+        for _ in video.scan(look, enough_width(missing, roi), part): pass
     with ThreadPoolExecutor(len(parts) or 1) as pool: list(pool.map(score, parts))
     for n in missing:
         found[n] = get_score(n).finish(seen.pop(n), video.info.fps); save_scores(cache, video, n, roi, found[n])
@@ -188,7 +190,8 @@ def enough_width(scores, roi: tuple = None) -> int:
 
 def _kept(cache, video, score, roi) -> Path:
     s = get_score(score)
-    return Path(cache)/f'{s.name}-{json_hash([video.digest(), video.info.backend, s.name, s.width, s.average, s.reach, roi])[:24]}.npy'
+    depends = video.digest(), video.info.backend, s.name, s.width, s.average, s.reach, roi
+    return Path(cache)/f'{s.name}-{json_hash(depends)[:24]}.npy'
 
 def load_scores(
     cache: str | Path | None, # the folder; None: nothing is kept

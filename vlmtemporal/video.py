@@ -7,7 +7,7 @@ __all__ = ['JST', 'VideoInfo', 'Video', 'scaled', 'parse_stamp', 'stamp', 'Frame
            'iter_frames', 'contact_sheet', 'ffmpeg', 'write_video', 'crop', 'check_roi', 'normalise']
 
 # %% ../nbs/00b_video.ipynb #c9957815
-import hashlib, os, queue, re, shutil, subprocess, sys, tempfile, threading, warnings
+import hashlib, os, queue, re, shutil, subprocess, sys, tempfile, threading, time, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -58,16 +58,18 @@ class Video:
         ahead = (2 if cv2.getNumThreads() > 1 else 0) if ahead is None else ahead
         return _ahead(blocks, self.limit, self.info.path, ahead)
     def scan(self,
-        look,                # called with the index and the frame, uint8 BGR (H, W, 3), which the next one overwrites
+        work,                # generator function: given an iterator of (index, uint8 BGR (H, W, 3)), yields findings
         enough: int = None,  # a width that will do, as in `read`
         part: tuple = None,  # frames (first, stop), one of `parts()`; all when absent
+        ahead: int = None,   # findings to make ahead of their user, as in `blocks`
     ):
-        "Show every frame to `look` in the thread that decodes it, while it is still in the processor's cache."
+        "Run `work` over all frames in the thread that decodes them, while each is still in the processor's cache."
+        beat = [0.]
         def frames():
             for i, block in self._blocks(1, None, enough, *(part or (0, len(self)))):
-                look(i, block[0])
-                if not i % 32: yield i # a sign of life
-        for _ in _ahead(frames(), self.limit, self.info.path, 2): pass
+                beat[0] = time.monotonic(); yield i, block[0]
+        ahead = (2 if cv2.getNumThreads() > 1 else 0) if ahead is None else ahead
+        return _ahead(work(frames()), self.limit, self.info.path, ahead, beat)
     def parts(self,
         n: int,                      # as many as there are threads
     ) -> list[tuple[int, int]]:      # (first, stop) of each
@@ -116,19 +118,22 @@ def _within(seconds, path, work, *args):
     if error: raise error
     return value
 
-def _ahead(items, seconds, path, depth):
+def _ahead(items, seconds, path, depth, beat=(0.,)):
     "The items of a generator, made by a thread that stays up to `depth` of them ahead; at 0 it works while waited for."
     ready, wanted, over = queue.SimpleQueue(), threading.Semaphore(depth), threading.Event()
     def run():
         try:
             while wanted.acquire() and not over.is_set(): ready.put((next(items, None), None))
         except BaseException as e: ready.put((None, e))
+    def get():
+        while True:
+            try: return ready.get(timeout=seconds)
+            except queue.Empty: # frames may pass long before something is found in them: `beat` tells when one did
+                if time.monotonic() - beat[0] >= seconds: raise _gave_up(path, seconds) from None
     threading.Thread(target=run, daemon=True).start()
     try:
         while True:
-            wanted.release()
-            try: item, error = ready.get(timeout=seconds)
-            except queue.Empty: raise _gave_up(path, seconds) from None
+            wanted.release(); item, error = get()
             if error: raise error
             if item is None: return
             yield item
@@ -172,9 +177,9 @@ def _users(arrays): return [sys.getrefcount(a) for a in arrays]
 _NONE = _users([np.empty(1)])[0]
 
 def _spare(held, shape):
-    "A block that nobody looks at any more, else a new one: the system's zeroing of fresh memory costs a sixth of decoding."
+    "A block that nobody looks at any more, else a new one: fresh memory costs a sixth of decoding."
     spare = next((i for i, users in enumerate(_users(held)) if users == _NONE and held[i].shape == shape), None)
-    if spare is None: del held[:-7]; held.append(np.empty(shape, np.uint8)); spare = -1
+    if spare is None: del held[:-511]; held.append(np.empty(shape, np.uint8)); spare = -1
     return held[spare]
 
 def _scale(block, size): return block if size is None else np.stack([scaled(f, size) for f in block])
@@ -399,7 +404,8 @@ def write_video(
             except BrokenPipeError: pass
             code = run.wait()
         log.seek(0)
-        if code: raise VLMTemporalError(f'FFmpeg could not write {path}: {log.read().decode(errors="replace").strip()[-300:]}')
+        said = log.read().decode(errors='replace').strip()[-300:]
+        if code: raise VLMTemporalError(f'FFmpeg could not write {path}: {said}')
 
 # %% ../nbs/00b_video.ipynb #d0bb1e6a
 def crop(
@@ -418,7 +424,8 @@ def check_roi(roi) -> tuple | None:
     try: left, top, right, bottom = map(float, roi)
     except (TypeError, ValueError): left, top, right, bottom = 1, 1, 0, 0
     if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
-        raise BadInput(f'{roi!r} is no region of interest', fix='give left, top, right, bottom as shares of the picture, such as 0.3,0.35,0.75,1')
+        raise BadInput(f'{roi!r} is no region of interest',
+                       fix='give left, top, right, bottom as shares of the picture, such as 0.3,0.35,0.75,1')
     return left, top, right, bottom
 
 def _fitted(frame, size, fit):
@@ -441,7 +448,8 @@ def normalise(
     crf: int = 18,            # H.264 quality: 0 is lossless, 51 the worst
 ) -> VideoInfo:               # of what was written
     "Bring any source to one rate and size; frame i is the source's frame nearest to i/fps."
-    if fit not in ('stretch', 'letterbox', 'crop'): raise BadInput(f'unknown fit {fit!r}', fix='use stretch, letterbox or crop')
+    if fit not in ('stretch', 'letterbox', 'crop'):
+        raise BadInput(f'unknown fit {fit!r}', fix='use stretch, letterbox or crop')
     video, roi = open_video(source), check_roi(roi)
     wanted = video.nearest(np.arange(max(1, round(video.info.duration*fps)))/fps)
     def frames():

@@ -1,0 +1,277 @@
+"Building a data set: killed, short of disk, run twice, on other sources, and damaged afterwards."
+import json, os, random, resource, shutil, signal, subprocess, sys, time
+from pathlib import Path
+
+import pytest
+
+from vlmtemporal.basics import BadInput, VLMTemporalError, file_hash
+from vlmtemporal.dataset import build, check
+from vlmtemporal.openpack import read_annotation, sessions
+from vlmtemporal.shards import Shards, verify
+from vlmtemporal.twin import make_twin
+
+KILLS = int(os.environ.get('VLMTEMPORAL_KILLS', 4)) # 25 for the real thing
+VLMTEMPORAL = str(Path(sys.executable).parent/'vlmtemporal')
+
+
+def contents(folder):
+    "Name and hash of every file, the cache of scores left out."
+    return {p.relative_to(folder).as_posix(): file_hash(p) for p in sorted(folder.rglob('*'))
+            if p.is_file() and 'scores' not in p.parts}
+
+
+def session_processes(pid):
+    "What still runs in a process group."
+    return [p for p in Path('/proc').glob('[0-9]*') if (p/'stat').exists() and _group(p) == pid]
+
+
+def _group(p):
+    try: return int((p/'stat').read_text().rsplit(')', 1)[1].split()[2])
+    except (OSError, IndexError): return None
+
+
+def test_killed_anywhere_and_run_again_it_ends_in_the_same_bytes(mock, tmp_path):
+    "SIGKILL at random moments, over one and two workers; every fifth time the scores are gone as well."
+    command = [VLMTEMPORAL, 'build', mock, '--workers']
+    begin = time.monotonic()
+    subprocess.run([*command[:3], tmp_path/'want', '--workers', '2'], check=True, capture_output=True)
+    took, want, killed, draw = time.monotonic() - begin, contents(tmp_path/'want'), 0, random.Random(0)
+    for i in range(KILLS):
+        out = tmp_path/'out'
+        if i % 3 == 0: shutil.rmtree(out, ignore_errors=True) # else what the last round left is there, or half of it
+        elif i % 3 == 1: [shutil.rmtree(out/n) for n in ('train', 'val', 'scores') if (out/n).exists()]
+        workers = str(1 + i % 2)
+        p = subprocess.Popen([*command[:3], out, '--workers', workers], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+        try: p.wait(draw.uniform(.1, 1)*took*(2 if workers == '1' else 1))
+        except subprocess.TimeoutExpired: killed += 1
+        p.send_signal(signal.SIGKILL); p.wait()
+        end = time.monotonic() + 20
+        while session_processes(p.pid) and time.monotonic() < end: time.sleep(.05)
+        assert not session_processes(p.pid), 'a worker outlives its parent'
+        again = subprocess.run([*command[:3], out, '--workers', workers], capture_output=True, text=True)
+        assert again.returncode == 0, again.stderr
+        assert contents(out) == want and not check(out).problems
+        assert not [q for q in out.rglob('.*')], 'something of the killed build is left'
+    assert killed >= KILLS//2
+
+
+def test_two_builds_do_not_write_into_one_folder(mock, tmp_path):
+    first = subprocess.Popen([VLMTEMPORAL, 'build', mock, tmp_path/'out'], stdout=subprocess.DEVNULL)
+    end = time.monotonic() + 60
+    while not (tmp_path/'out'/'.parts').exists() and time.monotonic() < end: time.sleep(.02)
+    with pytest.raises(BadInput, match='another build'): build(mock, tmp_path/'out')
+    assert first.wait(120) == 0 and not check(tmp_path/'out').problems
+
+
+def test_frames_and_video_give_the_same_clips(mock, tmp_path):
+    "The same code, no option: a twin stored as frame folders is cut where the twin stored as video is cut."
+    recipe = json.loads((mock/'twin.json').read_text())
+    make_twin(tmp_path/'frames', seed=recipe['seed'], subjects=1, boxes=1, frames=True, size=(320, 180))
+    make_twin(tmp_path/'video', seed=recipe['seed'], subjects=1, boxes=1, size=(320, 240))
+    metas = []
+    for kind in ('frames', 'video'):
+        built, = build(tmp_path/kind, tmp_path/'shards'/kind, size=(64, 64))
+        s = Shards(tmp_path/'shards'/kind/'train'); metas.append({k: s.meta(i) for i, k in enumerate(s.keys)})
+        assert built.examples == len(s) > 10 and not built.lacking
+    assert list(metas[0]) == list(metas[1])
+    for key in metas[0]: # a folder's first picture was taken by a clock that wanders by milliseconds: a frame is 40 of them
+        a, b = (m[key] for m in metas); spans = [m['answer'].pop('temporal_segment') for m in (a, b)]
+        assert a['answer'] == b['answer'] and abs(a['start'] - b['start']) < .0401 and abs(a['boundary'] - b['boundary']) < 1.2
+        assert all(abs(spans[0][n] - spans[1][n]) <= 1 for n in ('start_frame', 'end_frame'))
+
+
+def test_the_order_of_work_does_not_show(tmp_path):
+    "One core or two, scores known or not, small shards: the same bytes; another sampler: others."
+    root = make_twin(tmp_path/'twin', subjects=3, boxes=1, size=(320, 240))
+    options = dict(sampler='novelty-inverse', size=(112, 112), max_bytes=10**6, max_clips=60)
+    for name, workers in dict(one=1, two=2).items(): build(root, tmp_path/name, workers=workers, **options)
+    assert contents(tmp_path/'one') == contents(tmp_path/'two') and len(Shards(tmp_path/'one'/'train').index['shards']) > 1
+    shutil.rmtree(tmp_path/'one'/'train'); build(root, tmp_path/'one', **options) # from the scores in the cache
+    assert contents(tmp_path/'one') == contents(tmp_path/'two')
+    build(root, tmp_path/'one', **options | dict(sampler='uniform'))
+    assert contents(tmp_path/'one') != contents(tmp_path/'two') and Shards(tmp_path/'one'/'train').index['sampler'] == 'uniform'
+
+
+@pytest.fixture(scope='module')
+def small(mock, tmp_path_factory):
+    out = tmp_path_factory.mktemp('small')/'out'
+    build(mock, out, 'test', max_clips=6, size=(64, 64))
+    return out/'test'
+
+
+def changed(small, tmp_path, change):
+    "What `verify` says of a copy whose shard was changed."
+    copy = tmp_path/'copy'; shutil.rmtree(copy, ignore_errors=True); shutil.copytree(small, copy)
+    change(copy/'shard-000000.tar')
+    return verify(Shards(copy, whole=False))
+
+
+def members(path):
+    "(name, where its header begins, where the next one does) of a tar's members."
+    import tarfile
+    with tarfile.open(path) as t: found = t.getmembers()
+    return [(m.name, m.offset, m.offset_data + -(-m.size//512)*512) for m in found]
+
+
+def test_every_flipped_bit_is_found_and_named(small, tmp_path):
+    data, draw = (small/'shard-000000.tar').read_bytes(), random.Random(1)
+    places = members(small/'shard-000000.tar')
+    for _ in range(150):
+        at, bit = draw.randrange(len(data)), draw.randrange(8)
+        said = changed(small, tmp_path, lambda p: p.write_bytes(data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1:]))
+        name, begin, end = next(((n, b, e) for n, b, e in places if b <= at < e), (None, 0, 0))
+        assert len(said) == 1 and 'shard-000000.tar' in said[0]
+        assert name is None or name in said[0] or 'between' in said[0], (said, name)
+    assert changed(small, tmp_path, lambda p: None) == []
+
+
+def test_a_cut_off_swapped_or_missing_member_is_named(small, tmp_path):
+    data, places = (small/'shard-000000.tar').read_bytes(), members(small/'shard-000000.tar')
+    (one, a, b), (two, c, d) = places[3], places[20]
+    cut = changed(small, tmp_path, lambda p: p.write_bytes(data[:c + 600]))
+    assert len(cut) == 1 and f'ends inside {two}' in cut[0]
+    swapped = changed(small, tmp_path, lambda p: p.write_bytes(data[:a] + data[c:d] + data[b:c] + data[a:b] + data[d:]))
+    assert f'{two} stands in the place of {one}' in swapped[0]
+    missing = changed(small, tmp_path, lambda p: p.write_bytes(data[:a] + data[b:]))
+    assert f'{places[4][0]} stands in the place of {one}' in missing[0]
+    assert 'is missing' in changed(small, tmp_path, lambda p: p.unlink())[0]
+    assert 'is not in the index' in changed(small, tmp_path, lambda p: shutil.copy(p, p.with_name('shard-000001.tar')))[0]
+    longer = changed(small, tmp_path, lambda p: p.write_bytes(data + b'x'))
+    assert '1 bytes between or after' in longer[0]
+
+
+def test_a_changed_index_is_found(small, tmp_path):
+    data, draw = (small/'index.json').read_bytes(), random.Random(2)
+    for _ in range(60):
+        at = draw.randrange(len(data) - 1); copy = tmp_path/'copy'; shutil.rmtree(copy, ignore_errors=True); shutil.copytree(small, copy)
+        (copy/'index.json').write_bytes(data[:at] + bytes([data[at] ^ 1 << draw.randrange(7)]) + data[at + 1:])
+        if json.loads(data) == _json(copy/'index.json'): continue # white space
+        assert len(check(copy).problems) == 1 and 'index.json' in check(copy).problems[0]
+
+
+def _json(path):
+    try: return json.loads(path.read_text())
+    except ValueError: return None
+
+
+def test_shards_of_two_configurations_are_told(mock, tmp_path, cli):
+    build(mock, tmp_path/'a', 'val', max_clips=4, size=(64, 64)); build(mock, tmp_path/'a', 'test', 'uniform', max_clips=4, size=(64, 64))
+    assert any("another sampler: entropy and uniform" in p for p in check(tmp_path/'a').problems)
+    build(mock, tmp_path/'b', 'val', 'uniform', max_clips=4, size=(64, 64))
+    shutil.copy(tmp_path/'b'/'val'/'shard-000000.tar', tmp_path/'a'/'val'/'shard-000000.tar')
+    code, out, err = cli('check', tmp_path/'a')
+    assert code == 1 and 'U0107' in out and 'Traceback' not in out + err
+
+
+@pytest.mark.skipif(not hasattr(resource, 'RLIMIT_FSIZE'), reason='no limit on the size of files here')
+def test_a_full_disk_leaves_what_was_there(mock, tmp_path):
+    "A small tmpfs where one may be mounted, else a limit on the size of files."
+    disk = tmp_path/'disk'; disk.mkdir()
+    mounted = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=3m', 'tmpfs', disk], capture_output=True).returncode == 0
+    limit = None if mounted else (lambda: (signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))))
+    try:
+        build(mock, disk/'out', 'val', max_clips=3, size=(64, 64)); before = contents(disk/'out'/'val')
+        for workers in '1', '2':
+            r = subprocess.run([VLMTEMPORAL, 'build', mock, disk/'out', '--workers', workers], capture_output=True, text=True, preexec_fn=limit)
+            assert r.returncode == 1 and r.stderr.count('\n') == 1 and ('disk is full' if mounted else 'File too large') in r.stderr, r.stderr
+            assert contents(disk/'out'/'val') == before and not check(disk/'out').problems
+    finally:
+        if mounted: subprocess.run(['umount', disk])
+
+
+def test_no_permission_is_one_sentence(mock, tmp_path):
+    (tmp_path/'file').write_text('precious')
+    r = subprocess.run([VLMTEMPORAL, 'build', mock, tmp_path/'file'/'out'], capture_output=True, text=True)
+    assert r.returncode == 1 and r.stderr.count('\n') == 1 and 'file' in r.stderr and (tmp_path/'file').read_text() == 'precious'
+    if os.geteuid() == 0: return # who may do everything
+    (tmp_path/'locked').mkdir(mode=0o500)
+    r = subprocess.run([VLMTEMPORAL, 'build', mock, tmp_path/'locked'/'out'], capture_output=True, text=True)
+    assert r.returncode == 1 and r.stderr.count('\n') == 1 and 'ermission' in r.stderr
+
+
+def test_a_session_without_frames_and_one_with_a_hole(mock, tmp_path):
+    root = tmp_path/'root'; shutil.copytree(mock/'U0107', root/'U0107'); shutil.copytree(mock/'U0108'/'annotation', root/'U0108'/'annotation')
+    make_twin(tmp_path/'twin', subjects=1, boxes=1, frames=True, size=(160, 90)); shutil.copytree(tmp_path/'twin'/'U0101', root/'U0101')
+    frames = sorted((root/'U0101').rglob('*.jpg'))
+    for p in frames[200:260]: p.unlink()
+    with pytest.raises(BadInput, match='U0108-S0100: all .* clips .* lack frames, it has none'): build(root, tmp_path/'out', size=(64, 64))
+    assert not (tmp_path/'out').exists()
+    whole, = build(tmp_path/'twin', tmp_path/'whole', size=(64, 64)); holed, = build(root, tmp_path/'out', 'train', size=(64, 64))
+    ids = lambda folder: set(Shards(folder/'train').keys)
+    lost = set(holed.lacking['U0101-S0100']) - set(whole.lacking.get('U0101-S0100', ()))
+    assert lost == ids(tmp_path/'whole') - ids(tmp_path/'out') != set()
+    hole = 200/15, 260/15
+    clips = {k: Shards(tmp_path/'whole'/'train').meta(i)['start'] for i, k in enumerate(Shards(tmp_path/'whole'/'train').keys)}
+    assert all(clips[k] < hole[1] and clips[k] + 5 > hole[0] for k in lost)
+
+
+BAD = {
+    'a missing column': (lambda t: t.replace(',end,', ',fin,'), "column 'end' is missing"),
+    'an extra column': (lambda t: t.replace('actions', 'remark', 1), "column 'remark' is unknown"),
+    'a column twice': (lambda t: t.replace('actions', 'box', 1), "column 'box' stands twice"),
+    'an extra field': (lambda t: t.replace('+09:00,\n', '+09:00,,\n', 1), 'line 2: 10 fields'),
+    'a missing field': (lambda t: t.rstrip('\n').rsplit(',', 2)[0] + '\n', 'fields where the header has 9'),
+    'a word for a number': (lambda t: t.replace(',1,10', ',one,10', 1), 'line 2'),
+    'no time': (lambda t: t.replace('+09:00', '+99:99', 1), 'is no time'),
+    'no zone': (lambda t: t.replace('+09:00', '', 1), 'has no zone'),
+    'an unknown id': (lambda t: t.replace(',10100,', ',123,'), 'unknown operation 123'),
+    'not text': (lambda t: b'\xff\xfe\x00' + t.encode(), 'cannot be read'),
+    'nothing': (lambda t: t.split('\n')[0], 'holds no operation'),
+}
+
+
+@pytest.mark.parametrize('name', BAD)
+def test_bad_annotations_are_one_sentence(mock, tmp_path, name):
+    change, said = BAD[name]
+    source = next(mock.glob('U0108/annotation/openpack-operations/*.csv')); bad = change(source.read_text())
+    root = tmp_path/'root'; shutil.copytree(mock/'U0108', root/'U0108'); csv = next(root.rglob('*.csv'))
+    csv.write_bytes(bad if isinstance(bad, bytes) else bad.encode())
+    with pytest.raises(BadInput) as e: build(root, tmp_path/'out')
+    assert said in str(e.value) and str(csv) in str(e.value) and not (tmp_path/'out').exists()
+
+
+def test_segments_that_overlap_or_run_backwards(mock, tmp_path):
+    rows = next(mock.glob('U0108/annotation/openpack-operations/*.csv')).read_text().splitlines()
+    fields = [r.split(',') for r in rows]
+    swap = [r[:] for r in fields]; swap[2][6], swap[2][7] = swap[2][7], swap[2][6]
+    overlap = [r[:] for r in fields]; overlap[2][7] = overlap[4][6]
+    for table, said in ((swap, 'line 3: the segment ends'), (overlap, 'the segment overlaps the one in line 3')):
+        (tmp_path/'S.csv').write_text('\n'.join(map(','.join, table)) + '\n')
+        with pytest.raises(BadInput, match=said): read_annotation(tmp_path/'S.csv')
+
+
+def test_openpack_sample_says_which_clips_lack_frames(shared, tmp_path, cli):
+    code, out, err = cli('build', shared/'openpack-sample', tmp_path/'out')
+    assert code == 2 and 'U0209-S0500: all 754 clips (U0209-S0500-000a to' in err and 'first 1.0 s' in err
+    assert err.count('\n') == 1 and not (tmp_path/'out').exists() and len(sessions(shared/'openpack-sample')) == 1
+
+
+def test_a_worker_that_is_killed_is_told(mock, tmp_path):
+    p = subprocess.Popen([VLMTEMPORAL, 'build', mock, tmp_path/'out', '--workers', '2'], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    end = time.monotonic() + 60
+    def workers(): return [q for q in Path('/proc').glob('[0-9]*') if _parent(q) == p.pid and b'spawn_main' in _cmdline(q)]
+    while not list((tmp_path/'out').glob('.parts/.*')) and time.monotonic() < end: time.sleep(.02)
+    os.kill(int(workers()[0].name), signal.SIGKILL)
+    said = p.communicate(timeout=120)[1]
+    assert p.returncode == 1 and said.count('\n') == 1 and 'a worker process was killed' in said
+
+
+def _parent(p):
+    try: return int((p/'stat').read_text().rsplit(')', 1)[1].split()[1])
+    except (OSError, IndexError): return None
+
+
+def _cmdline(p):
+    try: return (p/'cmdline').read_bytes()
+    except OSError: return b''
+
+
+def test_export(mock, small, tmp_path, cli):
+    code, out, _ = cli('export', small, tmp_path/'llava')
+    rows = json.loads((tmp_path/'llava'/'test.json').read_text())
+    assert code == 0 and len(rows) == 6 and all((tmp_path/'llava'/f).exists() for r in rows for f in r['image'])
+    info = json.loads((tmp_path/'llava'/'dataset_info.json').read_text())['vlmtemporal_test']
+    assert info['file_name'] == 'test.json' and info['columns'] == dict(messages='conversations', images='image')
+    code, out, _ = cli('export', small, tmp_path/'samples', '--format', 'samples')
+    assert code == 0 and (tmp_path/'samples'/'index.html').read_text().count('<img') == 48
+    assert cli('export', small, tmp_path/'x', '--format', 'coco')[0] == 2 and not (tmp_path/'x').exists()
