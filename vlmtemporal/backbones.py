@@ -206,6 +206,8 @@ def load_model(
         from peft import PeftModel
         try: m = PeftModel.from_pretrained(m, str(adapter))
         except broken as e: raise BadInput(f'cannot be loaded ({str(e).splitlines()[0][:200]})', adapter, 'train it again') from None
+    for layer in m.modules(): # on some CPUs bitsandbytes computes in bf16 once in eval mode, and never differentiates again
+        if hasattr(layer, 'support_avx512bf16_for_cpu'): layer.support_avx512bf16_for_cpu = False
     return Loaded(str(model), _fingerprint(config), family, m.eval(), processor, str(adapter) if adapter else None)
 
 def check_adapter(

@@ -336,9 +336,11 @@ def check(
     splits, problems, owner, first = {}, [], {}, None
     def claim(what, identity, split):
         if owner.setdefault(identity, split) != split: problems.append(f'{what} is in {owner[identity]} and in {split}')
-    for folder in split_folders(path):
+    for folder in (folders := split_folders(path)):
         try: shards = Shards(folder, whole=False)
-        except BadInput as e: problems.append(str(e)); continue
+        except BadInput as e:
+            if len(folders) == 1: raise
+            problems.append(str(e)); continue
         name, index = shards.index['split'], shards.index; first = first or index
         for k in _ALIKE:
             if index.get(k) != first.get(k):

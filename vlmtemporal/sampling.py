@@ -71,8 +71,8 @@ def stratified(
     k: int = 8,         # how many frames
 ) -> np.ndarray:        # int64 (min(k, T),), sorted, distinct
     "The highest-scoring frame of each of `k` equal parts."
-    T = len(scores); middles = uniform(scores, k); k = len(middles); edges = np.arange(k + 1)*T//max(k, 1)
-    if _flat(scores): return middles
+    T = len(scores); middles = uniform(scores, k); k = len(middles)
+    edges = (np.arange(k + 1)*2*T + k)//max(2*k, 1) # rounded, so that every part holds its middle
     best = []
     for low, high, middle in zip(edges, edges[1:], middles):
         top = low + np.flatnonzero(scores[low:high] == scores[low:high].max())
