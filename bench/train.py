@@ -1,0 +1,102 @@
+"""Chapter 2's speed and memory: our trainer beside the recipe that everyone writes, one run, one card.
+
+    python bench/train.py TOKENIZER [--rows stock:2,ours:2,ours:4,ours:8,ours:16] [--steps 4] [--model FOLDER]
+
+Qwen2.5-VL-3B's architecture with random weights (they cost the same as trained ones; TOKENIZER is a folder with the
+real tokenizer), or any checkpoint; NF4, LoRA r=16, 8 pictures of 336x336 an example, 16 examples an optimiser step,
+fp16, memory capped at what a T4 has. Every row is a process of its own on the same examples in the same order. `stock`
+is TRL's SFTTrainer as its documentation shows it, with the one change without which fp16 dies: float32 adapters.
+"""
+import argparse, json, os, statistics, subprocess, sys, tempfile, time
+from pathlib import Path
+
+import numpy as np
+
+from sampling import table
+
+T4 = 14.56 # GiB that a 16 GB card has
+
+
+def full_size(path: Path, tokenizer: Path):
+    "Write a checkpoint of the 3B architecture with random weights, once."
+    import torch
+    from transformers import (PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor,
+                              Qwen2VLImageProcessor, Qwen2VLVideoProcessor)
+    from vlmtemporal.backbones import CHAT_TEMPLATE
+    if (path/'config.json').exists(): return
+    text = dict(hidden_size=2048, intermediate_size=11008, num_hidden_layers=36, num_attention_heads=16, num_key_value_heads=2, vocab_size=151936,
+                rope_theta=1e6, rope_scaling={'type': 'mrope', 'mrope_section': [16, 24, 24]}, max_position_embeddings=128000, tie_word_embeddings=True)
+    vision = dict(depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, out_hidden_size=2048, patch_size=14, spatial_merge_size=2,
+                  temporal_patch_size=2, window_size=112, fullatt_block_indexes=[7, 15, 23, 31])
+    ids = dict(image_token_id=151655, video_token_id=151656, vision_start_token_id=151652, vision_end_token_id=151653)
+    torch.manual_seed(0); torch.set_default_dtype(torch.float16)
+    with torch.device('cuda' if torch.cuda.is_available() else 'cpu'):
+        model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **ids))
+    torch.set_default_dtype(torch.float32); model.save_pretrained(path)
+    tok = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer/'tokenizer.json'), eos_token='<|im_end|>', pad_token='<|endoftext|>')
+    Qwen2_5_VLProcessor(image_processor=Qwen2VLImageProcessor(min_pixels=28*28*4, max_pixels=336*336), tokenizer=tok,
+                        video_processor=Qwen2VLVideoProcessor(), chat_template=CHAT_TEMPLATE).save_pretrained(path)
+
+
+def examples(path: Path, n: int):
+    "Shards of noise, which is what costs a JPEG decoder and a vision tower as much as anything."
+    from vlmtemporal.clips import Answer
+    from vlmtemporal.operations import LOGISTICS
+    from vlmtemporal.shards import Example, encode, write_shards
+    g = np.random.default_rng(0)
+    def example(i):
+        start, end = sorted(g.choice(125, 2, replace=False).tolist()); now, after = g.choice(LOGISTICS.names, 2).tolist()
+        return Example(f'U0101-S0100-{i:03d}a', g.integers(0, 255, (8, 336, 336, 3), dtype=np.uint8), np.sort(g.choice(125, 8, replace=False)),
+                       Answer(now, start, end, after), 'U0101-S0100', float(i), 125, 62.5)
+    write_shards(path, ((e.key, encode(e)) for e in map(example, range(n))),
+                 dict(split='train', taxonomy='logistics', sampler='uniform', k=8, people=['U0101'], config='bench'))
+
+
+def one(how: str, micro: int, model: str, shards: str, steps: int) -> dict:
+    "Seconds of every optimiser step, memory and losses of one recipe."
+    import torch
+    from vlmtemporal import backbones, train
+    from vlmtemporal.shards import Shards
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.set_per_process_memory_fraction(T4*2**30/torch.cuda.get_device_properties(0).total_memory)
+        backbones.compute_dtype = train.compute_dtype = lambda: torch.float16 # a T4 has no bf16
+    config = train.TrainConfig(max_steps=steps, micro_batch=micro, accumulation=16//micro, warmup=0)
+    if how == 'stock': train.freeze_vision = lambda loaded: None
+    trainer = train.make_trainer(backbones.load_model(model), Shards(shards), Path(tempfile.mkdtemp()), config)
+    trainer.args.save_strategy = 'no'; stamps = []
+    class Clock(__import__('transformers').TrainerCallback):
+        def on_step_end(self, *_, **__): torch.cuda.synchronize() if gpu else None; stamps.append(time.perf_counter())
+    trainer.add_callback(Clock())
+    if gpu: torch.cuda.reset_peak_memory_stats()
+    begin = time.perf_counter(); trainer.train()
+    peak = [round(f()/2**30, 2) for f in (torch.cuda.max_memory_allocated, torch.cuda.max_memory_reserved)] if gpu else [0, 0]
+    return dict(seconds=np.diff([begin, *stamps]).round(2).tolist(), peak=peak, losses=[round(h['loss'], 4) for h in trainer.state.log_history if 'loss' in h])
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('tokenizer', type=Path); p.add_argument('--rows', default='stock:2,ours:2,ours:4,ours:8,ours:16')
+    p.add_argument('--steps', type=int, default=4); p.add_argument('--model'); p.add_argument('--one'); p.add_argument('--shards')
+    a = p.parse_args()
+    if a.one:
+        how, micro = a.one.split(':'); print(json.dumps(one(how, int(micro), a.model, a.shards, a.steps))); return
+    with tempfile.TemporaryDirectory() as tmp:
+        model = a.model or str(Path(tempfile.gettempdir())/'qwen3b-random'); examples(Path(tmp)/'train', 16*a.steps)
+        if not a.model: subprocess.run([sys.executable, '-c', f'import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from pathlib import Path; '
+                                        f'import train; train.full_size(Path({model!r}), Path({str(a.tokenizer)!r}))'], check=True)
+        rows, first = [], None
+        for row in a.rows.split(','):
+            run = subprocess.run([sys.executable, __file__, a.tokenizer, '--one', row, '--model', model, '--shards', Path(tmp)/'train', '--steps', str(a.steps)],
+                                 capture_output=True, text=True)
+            try: r = json.loads(run.stdout.splitlines()[-1])
+            except (IndexError, ValueError): rows.append((row, 'failed: ' + (run.stderr.strip().splitlines() or ['?'])[-1][:120], *['']*5)); continue
+            warm = statistics.median(r['seconds'][1:] or r['seconds']); first = first or (warm, r['losses'])
+            apart = max(abs(x - y)/abs(y) for x, y in zip(r['losses'], first[1]))
+            rows.append((row, f"{r['seconds'][0]:.1f}", f'{warm:.2f}', f'{first[0]/warm:.1f}', f"{r['peak'][0]:.2f} / {r['peak'][1]:.2f}", f'{apart:.2%}', str(r['losses'])))
+            print(row, json.dumps(r), flush=True)
+        table('An optimiser step of 16 examples', ('recipe:micro-batch', 'first step, s', 'later steps, s', 'times the first row', 'GiB allocated / reserved',
+                                                    'losses apart', 'losses'), rows)
+
+
+if __name__ == '__main__': main()
