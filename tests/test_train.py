@@ -30,3 +30,21 @@ def test_killed_and_resumed(cli, shards, video, tmp_path):
     weights = out/'adapter'/'adapter_model.safetensors'; weights.write_bytes(weights.read_bytes()[:1000])
     code, text, err = cli('predict', video, '--adapter', out/'adapter')
     assert code == 2 and not text and 'cannot be loaded' in err and 'Traceback' not in err
+
+
+def test_stopped_by_sigterm_and_by_the_clock(cli, shards, tmp_path):
+    "Both save at the end of the step, leave no adapter, and go on to the same end."
+    assert cli('train', shards, tmp_path/'whole', *SETTINGS)[0] == 0
+    out = tmp_path/'stopped'; command = [str(Path(sys.executable).parent/'vlmtemporal'), 'train', str(shards), str(out), *SETTINGS]
+    code, text, err = cli('train', shards, out, *SETTINGS, '--set', 'max_hours=0.001')
+    assert code == 0 and 'stopped after step 1 of 6' in text and '--resume' in text and not (out/'adapter').exists(), err
+    process = subprocess.Popen([*command, '--resume'], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    deadline = time.time() + 300
+    while last_checkpoint(out).name == 'checkpoint-1' and time.time() < deadline and process.poll() is None: time.sleep(.02)
+    process.send_signal(signal.SIGTERM); text = process.communicate(timeout=300)[0]
+    assert process.returncode == 1 and 'stopped after step' in text and 'resumed from step 1' in text and not (out/'adapter').exists()
+    at = int(last_checkpoint(out).name[11:]); assert f'stopped after step {at} of 6' in text and 2 <= at < 6
+    code, text, err = cli('train', shards, out, *SETTINGS, '--resume')
+    assert code == 0 and (out/'adapter').exists(), err
+    history = [json.loads((tmp_path/run/'history.json').read_text()) for run in ('whole', 'stopped')]
+    assert [h['step'] for h in history[1]] == [1, 2, 3, 4, 5, 6] and all(abs(a['loss'] - b['loss']) < 1e-4 for a, b in zip(*history))

@@ -184,6 +184,9 @@ def train(
     from vlmtemporal.train import fit, train_config
     run = fit(shards, out, model, train_config(config, settings or ()), resume)
     went_on = f' (resumed from step {run.resumed_from})' if run.resumed_from else ''
+    if not run.finished:
+        typer.echo(f'stopped after step {run.steps} of {run.of}{went_on}; a checkpoint is saved: run the same with --resume')
+        raise typer.Exit(1 if run.asked else 0)
     typer.echo(f"{run.steps} steps in {run.seconds:.0f} s{went_on}, loss {run.history[-1]['loss']:.3f}; "
                f"adapter in {run.adapter}")
 

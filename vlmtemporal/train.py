@@ -7,7 +7,8 @@ __all__ = ['MARKER', 'TrainConfig', 'train_config', 'training_set', 'mark_comple
            'make_trainer', 'Run', 'plot_loss', 'fit', 'save_adapter', 'Preflight', 'preflight']
 
 # %% ../nbs/02_train.ipynb #735fbd41
-import json, math, os, time
+import json, math, os, signal, threading, time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -39,6 +40,7 @@ class TrainConfig:
     keep: int = 3                  # checkpoints kept
     gradient_checkpointing: bool = True
     seed: int = 0
+    max_hours: float = 0.          # save and stop before so much time has passed since the start; 0: no limit
 
 def train_config(
     file: str | Path = None, # a JSON file with some of the fields
@@ -100,7 +102,7 @@ def last_checkpoint(
     return max(found, key=lambda p: int(p.name[11:]), default=None)
 
 # %% ../nbs/02_train.ipynb #b2a24a83
-def _callbacks(loaded: Loaded, out: Path):
+def _callbacks(loaded: Loaded, out: Path, hours: float = 0., stop: threading.Event = threading.Event()):
     from tqdm import tqdm
     from transformers import TrainerCallback
     import sys
@@ -113,7 +115,22 @@ def _callbacks(loaded: Loaded, out: Path):
         def on_train_end(self, args, state, control, **_): self.bar.close()
     class Complete(TrainerCallback):
         def on_save(self, args, state, control, **_): mark_complete(out/'checkpoints'/f'checkpoint-{state.global_step}')
-    return [Progress(), Complete()]
+    class Stop(TrainerCallback):
+        "Saves and stops at the end of a step when asked to, or when the next step and a checkpoint might not fit the time."
+        def on_train_begin(self, args, state, control, **_): self.begin = self.last = time.monotonic(); self.longest = 0.
+        def on_step_end(self, args, state, control, **_):
+            now = time.monotonic(); self.longest = max(self.longest, now - self.last); self.last = now
+            late = hours and now - self.begin + 2*self.longest + 30 >= hours*3600
+            if (late or stop.is_set()) and state.global_step < state.max_steps: control.should_save = control.should_training_stop = True
+    return [Progress(), Complete(), Stop()]
+
+@contextmanager
+def _listening(stop: threading.Event):
+    "Let SIGTERM ask for a stop at the end of the step, where Python lets signals be heard: in the main thread."
+    if threading.current_thread() is not threading.main_thread(): yield; return
+    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try: yield
+    finally: signal.signal(signal.SIGTERM, before)
 
 def _arguments(config: TrainConfig, out: Path):
     import torch
@@ -133,6 +150,7 @@ def make_trainer(
     shards: Shards,
     out: Path,
     config: TrainConfig = TrainConfig(),
+    stop: threading.Event = None, # set it, and the trainer saves and stops at the end of the step
 ):
     "A TRL `SFTTrainer` over the shards, ready to train on this machine."
     import torch
@@ -141,7 +159,7 @@ def make_trainer(
     from trl import SFTTrainer
     lora = LoraConfig(r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout, task_type='CAUSAL_LM', target_modules=loaded.backbone.lora_targets)
     trainer = SFTTrainer(model=loaded.model, args=_arguments(config, out), train_dataset=training_set(shards), processing_class=loaded.processor,
-                         peft_config=lora, callbacks=_callbacks(loaded, out))
+                         peft_config=lora, callbacks=_callbacks(loaded, out, config.max_hours, stop or threading.Event()))
     trainer.remove_callback(PrinterCallback)
     for p in trainer.model.parameters():
         if p.requires_grad: p.data = p.data.to(torch.float32)
@@ -151,13 +169,17 @@ def make_trainer(
 # %% ../nbs/02_train.ipynb #29b149c6
 @dataclass(frozen=True)
 class Run:
-    "A finished training run. Draws its loss."
-    adapter: str        # folder of the adapter
+    "A training run, finished or stopped in good order. Draws its loss."
+    adapter: str | None # folder of the adapter; None when the run was stopped before its end
     model: str          # its base
     steps: int
     seconds: float      # of this process
     resumed_from: int   # step of the checkpoint that it went on from; 0 for a fresh run
     history: list[dict] # step, loss, learning_rate
+    of: int = 0         # steps that the whole run has
+    asked: bool = False # it was stopped by SIGTERM
+    @property
+    def finished(self) -> bool: return self.adapter is not None
     def _repr_png_(self): return plot_loss(self.history).png
 
 def plot_loss(history: list[dict]) -> Picture:
@@ -170,7 +192,8 @@ def plot_loss(history: list[dict]) -> Picture:
 
 def _prepare(out: Path, shards: Shards, model, config: TrainConfig, resume: bool) -> tuple[Path | None, dict]:
     "The checkpoint to go on from, and what this run is. Refuses to mix two runs in one folder."
-    this = dict(model=str(model), config=asdict(config), data=shards.index['config'], shards=[s['sha256'] for s in shards.index['shards']])
+    lasting = {k: v for k, v in asdict(config).items() if k != 'max_hours'} # that is the session's, not the run's
+    this = dict(model=str(model), config=lasting, data=shards.index['config'], shards=[s['sha256'] for s in shards.index['shards']])
     started = (out/'run.json').exists()
     if started and not resume: raise BadInput('holds a run already', out, 'say --resume to go on with it, or choose another folder')
     if started and (before := read_json(out/'run.json')) != this:
@@ -192,15 +215,20 @@ def fit(
     out, data = Path(out), find_split(shards, 'train')
     checkpoint, this = _prepare(out, data, model, config, resume)
     set_seed(config.seed); loaded = load_model(model)
-    write_json(out/'run.json', this); trainer = make_trainer(loaded, data, out, config)
+    stop = threading.Event()
+    write_json(out/'run.json', this); trainer = make_trainer(loaded, data, out, config, stop)
     begin = time.time()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with _listening(stop): trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    state, resumed = trainer.state, int(checkpoint.name[11:]) if checkpoint else 0
     history = [dict(step=h['step'], loss=h['loss'], learning_rate=h['learning_rate']) for h in trainer.state.log_history if 'loss' in h]
     if not all(math.isfinite(h['loss']) for h in history): raise VLMTemporalError(f'{out}: the loss is not finite; lower learning_rate and start again')
-    save_adapter(loaded, out/'adapter', dict(config=asdict(config), taxonomy=data.taxonomy.name, sampler=data.index['sampler'], k=data.index['k'],
-                                             data=data.index['config'], people=data.index['people'], steps=trainer.state.global_step))
     write_json(out/'history.json', history)
-    return Run(str(out/'adapter'), str(model), trainer.state.global_step, time.time() - begin, int(checkpoint.name[11:]) if checkpoint else 0, history)
+    took = time.time() - begin
+    if state.global_step < state.max_steps: # a checkpoint is written, an adapter would pretend to be trained
+        return Run(None, str(model), state.global_step, took, resumed, history, state.max_steps, stop.is_set())
+    save_adapter(loaded, out/'adapter', dict(config=asdict(config), taxonomy=data.taxonomy.name, sampler=data.index['sampler'], k=data.index['k'],
+                                             data=data.index['config'], people=data.index['people'], steps=state.global_step))
+    return Run(str(out/'adapter'), str(model), state.global_step, took, resumed, history, state.max_steps)
 
 def save_adapter(loaded: Loaded, path: Path, about: dict):
     "Write the adapter as safetensors, with what it was trained on and for; whole or not at all."
