@@ -2,7 +2,13 @@
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
 
-from vlmtemporal.train import last_checkpoint
+import pytest
+import torch
+
+from vlmtemporal.backbones import load_model
+from vlmtemporal.basics import BadInput, VLMTemporalError
+from vlmtemporal.shards import Shards
+from vlmtemporal.train import TrainConfig, fit, last_checkpoint, make_trainer
 
 SETTINGS = [a for s in ('max_steps=6', 'save_steps=2', 'micro_batch=2', 'accumulation=1', 'learning_rate=0.002') for a in ('--set', s)]
 
@@ -48,3 +54,33 @@ def test_stopped_by_sigterm_and_by_the_clock(cli, shards, tmp_path):
     assert code == 0 and (out/'adapter').exists(), err
     history = [json.loads((tmp_path/run/'history.json').read_text()) for run in ('whole', 'stopped')]
     assert [h['step'] for h in history[1]] == [1, 2, 3, 4, 5, 6] and all(abs(a['loss'] - b['loss']) < 1e-4 for a, b in zip(*history))
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_says_where(shards, tmp_path):
+    trainer = make_trainer(load_model('twin'), Shards(shards/'train'), tmp_path, TrainConfig(max_steps=5, micro_batch=2, accumulation=2, save_steps=1))
+    calls, seen = [], []
+    def plant(module, args, out): # from the fifth micro-batch on; a recompute is no call
+        if torch.is_grad_enabled() and len(calls) >= 4: return out*float('nan')
+    norm = trainer.model.get_base_model().model.language_model.norm
+    norm.register_forward_hook(lambda *_: calls.append(1)); norm.register_forward_hook(plant)
+    step = trainer.training_step
+    trainer.training_step = lambda model, inputs, *a: (seen.append(inputs['rows'].tolist()), step(model, inputs, *a))[1]
+    with pytest.raises(VLMTemporalError) as e: trainer.train()
+    said = str(e.value); keys = Shards(shards/'train').keys
+    assert 'the loss is nan at step' in said and 'checkpoint-' in said and 'is good' in said
+    assert all(keys[i] in said for i in sum(seen[-2:], [])) and not any(keys[i] in said for i in sum(seen[:2], [])), said
+    assert last_checkpoint(tmp_path) is not None
+
+
+def test_an_adapter_remembers_what_runs_in_float32(cli, shards, tmp_path):
+    "Loaded in fp16, the module that overflowed while training is wide; a name that the model lacks is bad input."
+    run = fit(shards, tmp_path/'run', config=TrainConfig(max_steps=1, micro_batch=2, accumulation=1)); about = Path(run.adapter)/'vlmtemporal.json'
+    said = json.loads(about.read_text()); assert said['float32'] == []
+    name = 'base_model.model.model.language_model.layers.1.mlp'
+    about.write_text(json.dumps(said | dict(float32=[name])))
+    wide = load_model('twin', run.adapter, dtype=torch.float16)
+    out = []; wide.model.get_submodule(name).register_forward_hook(lambda m, a, o: out.append(o.dtype))
+    with torch.no_grad(): logits = wide.model(input_ids=torch.tensor([[1, 2, 3]])).logits
+    assert out == [torch.float32] and torch.isfinite(logits).all()
+    about.write_text(json.dumps(said | dict(float32=['nowhere'])))
+    with pytest.raises(BadInput, match='nowhere'): load_model('twin', run.adapter, dtype=torch.float16)

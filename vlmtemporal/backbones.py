@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['BACKBONES', 'SPECIAL', 'CHAT_TEMPLATE', 'TWIN_VERSION', 'SIDE', 'WINDOWED', 'Backbone', 'list_backbones',
            'twin_checkpoint', 'find_mounted', 'default_model', 'resolve_model', 'model_config', 'compute_dtype',
-           'Loaded', 'load_model', 'check_adapter', 'window_plan', 'window_attention', 'freeze_vision']
+           'Loaded', 'load_model', 'run_in_float32', 'check_adapter', 'window_plan', 'window_attention',
+           'freeze_vision']
 
 # %% ../nbs/02a_backbones.ipynb #2e0e5090
 import json, logging, os, re, warnings
@@ -206,9 +207,36 @@ def load_model(
         from peft import PeftModel
         try: m = PeftModel.from_pretrained(m, str(adapter))
         except broken as e: raise BadInput(f'cannot be loaded ({str(e).splitlines()[0][:200]})', adapter, 'train it again') from None
+        if dtype == torch.float16: _widen(m, about.get('float32', []), adapter)
     for layer in m.modules(): # on some CPUs bitsandbytes computes in bf16 once in eval mode, and never differentiates again
         if hasattr(layer, 'support_avx512bf16_for_cpu'): layer.support_avx512bf16_for_cpu = False
     return Loaded(str(model), _fingerprint(config), family, m.eval(), processor, str(adapter) if adapter else None)
+
+def _floats(x):
+    "The same with every 16-bit tensor in float32."
+    import torch
+    if isinstance(x, torch.Tensor): return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    if isinstance(x, (tuple, list)): return type(x)(map(_floats, x))
+    return {k: _floats(v) for k, v in x.items()} if type(x) is dict else x
+
+def run_in_float32(module):
+    "Let a module compute in float32 whatever runs around it; its output is float32."
+    import torch
+    forward = module.forward; module.float()
+    for m in module.modules():
+        if hasattr(m, 'compute_dtype'): m.compute_dtype = torch.float32 # of bitsandbytes' layers
+    def wide(*args, **kwargs):
+        with torch.autocast(next((p.device.type for p in module.parameters()), 'cpu'), enabled=False):
+            return forward(*_floats(args), **_floats(kwargs))
+    module.forward = wide
+
+def _widen(model, names: list[str], adapter):
+    "Run these modules in float32, as they were while the adapter was trained; the head takes what comes."
+    known = dict(model.named_modules())
+    if unknown := [n for n in names if n not in known]: raise BadInput(f'names a module that the model lacks: {unknown[0]}', adapter, 'train it again')
+    for n in names: run_in_float32(known[n])
+    head = model.get_output_embeddings()
+    if names: head.register_forward_pre_hook(lambda module, args: tuple(a.to(module.weight.dtype) for a in args))
 
 def check_adapter(
     adapter: str | Path, # a folder that `fit` wrote

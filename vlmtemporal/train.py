@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['MARKER', 'TrainConfig', 'train_config', 'training_set', 'mark_complete', 'is_complete', 'last_checkpoint',
-           'make_trainer', 'Run', 'plot_loss', 'fit', 'save_adapter', 'Preflight', 'preflight']
+           'make_trainer', 'guard_fp16', 'Run', 'plot_loss', 'fit', 'save_adapter', 'Preflight', 'preflight']
 
 # %% ../nbs/02_train.ipynb #735fbd41
-import json, math, os, signal, threading, time
+import json, math, os, signal, threading, time, warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from .backbones import Loaded, _quiet, compute_dtype, freeze_vision, load_model, model_config
-from .basics import BadInput, Picture, VLMTemporalError, atomic_dir, json_hash, read_json, write_json
+from .backbones import Loaded, _quiet, compute_dtype, freeze_vision, load_model, model_config, run_in_float32
+from .basics import BadInput, Picture, VLMTemporalError, VLMTemporalWarning, atomic_dir, json_hash, read_json, write_json
 from .memory import Budget, Measured, choose_micro_batch, measure
 from .prompts import answer_text, messages
 from .shards import Shards, find_split
@@ -69,11 +69,11 @@ def training_set(shards: Shards):
     from PIL import Image
     def row(i):
         e = shards[i]
-        return dict(prompt=messages(e.indices, shards.taxonomy), images=[Image.fromarray(f) for f in e.frames],
+        return dict(row=i, prompt=messages(e.indices, shards.taxonomy), images=[Image.fromarray(f) for f in e.frames],
                     completion=[dict(role='assistant', content=[dict(type='text', text=answer_text(e.answer))])])
     def batch(rows):
         got = [row(i) for i in rows['row']]
-        return {k: [g[k] for g in got] for k in ('prompt', 'completion', 'images')}
+        return {k: [g[k] for g in got] for k in ('row', 'prompt', 'completion', 'images')}
     return Dataset.from_dict(dict(row=list(range(len(shards))))).with_transform(batch)
 
 # %% ../nbs/02_train.ipynb #38ac6733
@@ -124,6 +124,18 @@ def _callbacks(loaded: Loaded, out: Path, hours: float = 0., stop: threading.Eve
             if (late or stop.is_set()) and state.global_step < state.max_steps: control.should_save = control.should_training_stop = True
     return [Progress(), Complete(), Stop()]
 
+def _finite(trainer, out: Path):
+    "Stops a run whose loss is no number any more, and says where."
+    from transformers import TrainerCallback
+    class Finite(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **_):
+            if math.isfinite((logs or {}).get('loss', 0.)): return
+            last = last_checkpoint(out); keys = trainer.keys
+            raise VLMTemporalError(
+                f"{out}: the loss is {logs['loss']} at step {state.global_step}, on {', '.join(keys[:16])}{', ...' if len(keys) > 16 else ''}; "
+                + (f'{last.name} is good: lower learning_rate and go on from it' if last else 'lower learning_rate and start again'))
+    return Finite()
+
 @contextmanager
 def _listening(stop: threading.Event):
     "Let SIGTERM ask for a stop at the end of the step, where Python lets signals be heard: in the main thread."
@@ -142,9 +154,27 @@ def _arguments(config: TrainConfig, out: Path):
         max_grad_norm=config.max_grad_norm, save_strategy='steps', save_steps=config.save_steps, save_total_limit=config.keep, logging_steps=1, seed=config.seed,
         fp16=dtype == torch.float16, bf16=dtype == torch.bfloat16, use_cpu=not gpu, gradient_checkpointing=config.gradient_checkpointing,
         gradient_checkpointing_kwargs=dict(use_reentrant=False), dataloader_num_workers=2 if gpu else 0, dataloader_pin_memory=gpu,
-        max_length=None, remove_unused_columns=False, dataset_kwargs=dict(skip_prepare_dataset=True), report_to=[], disable_tqdm=True)
+        logging_nan_inf_filter=False, max_length=None, remove_unused_columns=False, dataset_kwargs=dict(skip_prepare_dataset=True), report_to=[], disable_tqdm=True)
 
 # %% ../nbs/02_train.ipynb #2c7b7926
+def _trainer_class(shards: Shards):
+    "`SFTTrainer` that knows which examples its current step has seen."
+    import torch
+    from trl import SFTTrainer
+    class Trainer(SFTTrainer):
+        rows: list = []
+        def training_step(self, model, inputs, *args, **kwargs):
+            self.rows = [*self.rows, *inputs.pop('rows').tolist()][-self.args.gradient_accumulation_steps*self.args.train_batch_size:]
+            return super().training_step(model, inputs, *args, **kwargs)
+        @property
+        def keys(self) -> list[str]: return [shards.keys[i] for i in self.rows]
+    class Collator:
+        "What TRL's makes of a batch, and the rows that it is made of."
+        def __init__(self, inner): self.inner = inner
+        def __call__(self, examples): return {**self.inner(examples), 'rows': torch.tensor([e['row'] for e in examples])}
+        def __getattr__(self, name): return getattr(self.__dict__['inner'], name)
+    return Trainer, Collator
+
 def make_trainer(
     loaded: Loaded,     # an NF4 base without an adapter
     shards: Shards,
@@ -156,15 +186,45 @@ def make_trainer(
     import torch
     from peft import LoraConfig
     from transformers.trainer_callback import PrinterCallback
-    from trl import SFTTrainer
+    Trainer, Collator = _trainer_class(shards)
     lora = LoraConfig(r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout, task_type='CAUSAL_LM', target_modules=loaded.backbone.lora_targets)
-    trainer = SFTTrainer(model=loaded.model, args=_arguments(config, out), train_dataset=training_set(shards), processing_class=loaded.processor,
+    trainer = Trainer(model=loaded.model, args=_arguments(config, out), train_dataset=training_set(shards), processing_class=loaded.processor,
                          peft_config=lora, callbacks=_callbacks(loaded, out, config.max_hours, stop or threading.Event()))
-    trainer.remove_callback(PrinterCallback)
+    trainer.data_collator = Collator(trainer.data_collator); trainer.add_callback(_finite(trainer, out)); trainer.remove_callback(PrinterCallback)
     for p in trainer.model.parameters():
         if p.requires_grad: p.data = p.data.to(torch.float32)
     loaded.model = trainer.model; freeze_vision(loaded)
     return trainer
+
+# %% ../nbs/02_train.ipynb #6f66a122
+def guard_fp16(
+    model,
+    batch: dict,       # one real batch, on the model's device
+    most: int = 40,    # modules that may be run in float32; with more, something else is wrong
+    leave: tuple = (), # parts of names of modules that are not to be touched
+) -> list[str]:        # names of the modules that now run in float32
+    "Run the batch in fp16 and widen, one after the other, the modules where finite numbers become infinite."
+    import torch
+    def tensors(x):
+        if isinstance(x, torch.Tensor): return [x] if x.is_floating_point() else []
+        if hasattr(x, 'values'): x = list(x.values())
+        return [t for y in x for t in tensors(y)] if isinstance(x, (tuple, list)) else []
+    finite = lambda x: all(bool(torch.isfinite(t).all()) for t in tensors(x) if t.numel())
+    wide, names = [], {m: n for n, m in model.named_modules() if n and not any(part in n for part in leave)}
+    device = next(model.parameters()).device.type
+    while True:
+        found = []
+        def look(module, args, kwargs, out):
+            if not found and not finite(out) and finite(args) and finite(kwargs): found.append(module)
+        hooks = [m.register_forward_hook(look, with_kwargs=True) for m in names]
+        try:
+            with torch.no_grad(), torch.autocast(device, torch.float16): model(**batch)
+        finally:
+            for h in hooks: h.remove()
+        if not found: return wide
+        if len(wide) == most or names[found[0]] in wide:
+            raise VLMTemporalError(f'{names[found[0]]} is not finite in float32 either; are the weights damaged?')
+        run_in_float32(found[0]); wide.append(names[found[0]])
 
 # %% ../nbs/02_train.ipynb #29b149c6
 @dataclass(frozen=True)
@@ -217,17 +277,21 @@ def fit(
     set_seed(config.seed); loaded = load_model(model)
     stop = threading.Event()
     write_json(out/'run.json', this); trainer = make_trainer(loaded, data, out, config, stop)
+    wide = []
+    if trainer.args.fp16:
+        batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader()))); batch.pop('rows')
+        if wide := guard_fp16(trainer.model, batch):
+            warnings.warn(f'these modules overflow in fp16 and run in float32: {", ".join(wide)}', VLMTemporalWarning, stacklevel=3)
     begin = time.time()
     with _listening(stop): trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     state, resumed = trainer.state, int(checkpoint.name[11:]) if checkpoint else 0
     history = [dict(step=h['step'], loss=h['loss'], learning_rate=h['learning_rate']) for h in trainer.state.log_history if 'loss' in h]
-    if not all(math.isfinite(h['loss']) for h in history): raise VLMTemporalError(f'{out}: the loss is not finite; lower learning_rate and start again')
     write_json(out/'history.json', history)
     took = time.time() - begin
     if state.global_step < state.max_steps: # a checkpoint is written, an adapter would pretend to be trained
         return Run(None, str(model), state.global_step, took, resumed, history, state.max_steps, stop.is_set())
     save_adapter(loaded, out/'adapter', dict(config=asdict(config), taxonomy=data.taxonomy.name, sampler=data.index['sampler'], k=data.index['k'],
-                                             data=data.index['config'], people=data.index['people'], steps=state.global_step))
+                                             data=data.index['config'], people=data.index['people'], steps=state.global_step, float32=wide))
     return Run(str(out/'adapter'), str(model), state.global_step, took, resumed, history, state.max_steps)
 
 def save_adapter(loaded: Loaded, path: Path, about: dict):
