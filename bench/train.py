@@ -67,11 +67,16 @@ def one(how: str, micro: int, model: str, shards: str, steps: int) -> dict:
     trainer.args.save_strategy = 'no'; stamps = []
     class Clock(__import__('transformers').TrainerCallback):
         def on_step_end(self, *_, **__): torch.cuda.synchronize() if gpu else None; stamps.append(time.perf_counter())
-    trainer.add_callback(Clock())
+    trainer.add_callback(Clock()); waits, get = [], trainer.get_batch_samples
+    def timed(*args, **kwargs):
+        begin = time.perf_counter(); got = get(*args, **kwargs); waits.append(time.perf_counter() - begin)
+        return got
+    trainer.get_batch_samples = timed
     if gpu: torch.cuda.reset_peak_memory_stats()
     begin = time.perf_counter(); trainer.train()
     peak = [round(f()/2**30, 2) for f in (torch.cuda.max_memory_allocated, torch.cuda.max_memory_reserved)] if gpu else [0, 0]
-    return dict(seconds=np.diff([begin, *stamps]).round(2).tolist(), peak=peak, losses=[round(h['loss'], 4) for h in trainer.state.log_history if 'loss' in h])
+    seconds = np.diff([begin, *stamps]); n = len(seconds) # the first step waits for the loader's processes to start
+    return dict(seconds=seconds.round(2).tolist(), waiting=round(float(sum(waits[1:n])/max(sum(seconds[1:]), 1e-9)), 4), peak=peak, losses=[round(h['loss'], 4) for h in trainer.state.log_history if 'loss' in h])
 
 
 def main():
@@ -90,13 +95,13 @@ def main():
             run = subprocess.run([sys.executable, __file__, a.tokenizer, '--one', row, '--model', model, '--shards', Path(tmp)/'train', '--steps', str(a.steps)],
                                  capture_output=True, text=True)
             try: r = json.loads(run.stdout.splitlines()[-1])
-            except (IndexError, ValueError): rows.append((row, 'failed: ' + (run.stderr.strip().splitlines() or ['?'])[-1][:120], *['']*5)); continue
+            except (IndexError, ValueError): rows.append((row, 'failed: ' + (run.stderr.strip().splitlines() or ['?'])[-1][:120], *['']*6)); continue
             warm = statistics.median(r['seconds'][1:] or r['seconds']); first = first or (warm, r['losses'])
             apart = max(abs(x - y)/abs(y) for x, y in zip(r['losses'], first[1]))
-            rows.append((row, f"{r['seconds'][0]:.1f}", f'{warm:.2f}', f'{first[0]/warm:.1f}', f"{r['peak'][0]:.2f} / {r['peak'][1]:.2f}", f'{apart:.2%}', str(r['losses'])))
+            rows.append((row, f"{r['seconds'][0]:.1f}", f'{warm:.2f}', f'{first[0]/warm:.1f}', f"{r['peak'][0]:.2f} / {r['peak'][1]:.2f}", f"{r['waiting']:.1%}", f'{apart:.2%}'))
             print(row, json.dumps(r), flush=True)
         table('An optimiser step of 16 examples', ('recipe:micro-batch', 'first step, s', 'later steps, s', 'times the first row', 'GiB allocated / reserved',
-                                                    'losses apart', 'losses'), rows)
+                                                    'waiting for data', 'losses apart'), rows)
 
 
 if __name__ == '__main__': main()

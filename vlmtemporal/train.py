@@ -199,11 +199,11 @@ def make_trainer(
 # %% ../nbs/02_train.ipynb #6f66a122
 def guard_fp16(
     model,
-    batch: dict,       # one real batch, on the model's device
+    work,              # runs one real batch through it, called without arguments, more than once
     most: int = 40,    # modules that may be run in float32; with more, something else is wrong
     leave: tuple = (), # parts of names of modules that are not to be touched
 ) -> list[str]:        # names of the modules that now run in float32
-    "Run the batch in fp16 and widen, one after the other, the modules where finite numbers become infinite."
+    "Run a batch in fp16 and widen, one after the other, the modules where finite numbers become infinite."
     import torch
     def tensors(x):
         if isinstance(x, torch.Tensor): return [x] if x.is_floating_point() else []
@@ -218,7 +218,7 @@ def guard_fp16(
             if not found and not finite(out) and finite(args) and finite(kwargs): found.append(module)
         hooks = [m.register_forward_hook(look, with_kwargs=True) for m in names]
         try:
-            with torch.no_grad(), torch.autocast(device, torch.float16): model(**batch)
+            with torch.no_grad(), torch.autocast(device, torch.float16): work()
         finally:
             for h in hooks: h.remove()
         if not found: return wide
@@ -280,7 +280,7 @@ def fit(
     wide = []
     if trainer.args.fp16:
         batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader()))); batch.pop('rows')
-        if wide := guard_fp16(trainer.model, batch):
+        if wide := guard_fp16(trainer.model, lambda: trainer.compute_loss(trainer.model, dict(batch))): # TRL's loss, for it keeps no logits
             warnings.warn(f'these modules overflow in fp16 and run in float32: {", ".join(wide)}', VLMTemporalWarning, stacklevel=3)
     begin = time.time()
     with _listening(stop): trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
