@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from vlmtemporal import train
 from vlmtemporal.backbones import load_model
 from vlmtemporal.basics import BadInput, VLMTemporalError
+from vlmtemporal.memory import Measured
 from vlmtemporal.shards import Shards
 from vlmtemporal.train import TrainConfig, fit, last_checkpoint, make_trainer
 
@@ -84,3 +86,18 @@ def test_an_adapter_remembers_what_runs_in_float32(cli, shards, tmp_path):
     assert out == [torch.float32] and torch.isfinite(logits).all()
     about.write_text(json.dumps(said | dict(float32=['nowhere'])))
     with pytest.raises(BadInput, match='nowhere'): load_model('twin', run.adapter, dtype=torch.float16)
+
+
+def test_preflight_halves_what_does_not_fit(shards, monkeypatch):
+    "A card that is smaller than the paper thinks: a plain sentence with numbers only where nothing fits."
+    room, tried = 4, []
+    def small(work):
+        tried.append(1)
+        if len(tried) < room: raise torch.OutOfMemoryError('planted')
+        return Measured(1., None)
+    monkeypatch.setattr(train, 'measure', small)
+    p = train.preflight(shards)
+    assert len(tried) == 4 and p.micro_batch == 2 and p.micro_batch*p.accumulation == 16
+    room = 99; tried.clear()
+    with pytest.raises(BadInput, match='one example at a time does not fit 14.6 GiB'): train.preflight(shards)
+    assert len(tried) == 5

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from .backbones import Loaded, _quiet, compute_dtype, freeze_vision, load_model, model_config, run_in_float32
 from .basics import BadInput, Picture, VLMTemporalError, VLMTemporalWarning, atomic_dir, json_hash, read_json, write_json
-from .memory import Budget, Measured, choose_micro_batch, measure
+from .clips import Answer
+from .memory import Budget, Measured, budget, choose_micro_batch, measure
 from .prompts import answer_text, messages
 from .shards import Shards, find_split
 
@@ -63,7 +64,10 @@ def train_config(
     return TrainConfig(**out)
 
 # %% ../nbs/02_train.ipynb #17042fe3
-def training_set(shards: Shards):
+def training_set(
+    shards: Shards,
+    rows: list[int] = None, # positions of examples; all when absent
+):
     "A `datasets.Dataset` of row numbers that turn into examples when they are read."
     from datasets import Dataset
     from PIL import Image
@@ -74,7 +78,7 @@ def training_set(shards: Shards):
     def batch(rows):
         got = [row(i) for i in rows['row']]
         return {k: [g[k] for g in got] for k in ('row', 'prompt', 'completion', 'images')}
-    return Dataset.from_dict(dict(row=list(range(len(shards))))).with_transform(batch)
+    return Dataset.from_dict(dict(row=list(range(len(shards)) if rows is None else rows))).with_transform(batch)
 
 # %% ../nbs/02_train.ipynb #38ac6733
 MARKER = 'complete.json'
@@ -181,6 +185,7 @@ def make_trainer(
     out: Path,
     config: TrainConfig = TrainConfig(),
     stop: threading.Event = None, # set it, and the trainer saves and stops at the end of the step
+    rows: list[int] = None,       # train on these examples only
 ):
     "A TRL `SFTTrainer` over the shards, ready to train on this machine."
     import torch
@@ -188,7 +193,7 @@ def make_trainer(
     from transformers.trainer_callback import PrinterCallback
     Trainer, Collator = _trainer_class(shards)
     lora = LoraConfig(r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout, task_type='CAUSAL_LM', target_modules=loaded.backbone.lora_targets)
-    trainer = Trainer(model=loaded.model, args=_arguments(config, out), train_dataset=training_set(shards), processing_class=loaded.processor,
+    trainer = Trainer(model=loaded.model, args=_arguments(config, out), train_dataset=training_set(shards, rows), processing_class=loaded.processor,
                          peft_config=lora, callbacks=_callbacks(loaded, out, config.max_hours, stop or threading.Event()))
     trainer.data_collator = Collator(trainer.data_collator); trainer.add_callback(_finite(trainer, out)); trainer.remove_callback(PrinterCallback)
     for p in trainer.model.parameters():
@@ -325,12 +330,24 @@ def preflight(
     vram: float = 16,           # GB on the card's label
     config: TrainConfig = TrainConfig(),
 ) -> Preflight:
-    "Choose the micro-batch for a card and measure one optimiser step with it."
-    import tempfile
+    "Choose the micro-batch for a card and measure one optimiser step of the longest examples with it; too large is halved."
+    import gc, tempfile
+    import torch
     data, effective, room = find_split(shards, 'train'), config.micro_batch*config.accumulation, vram*.91 # a 16 GB card has 14.56 GiB
     architecture, _ = model_config(model)
-    micro, paper = choose_micro_batch(architecture, room, effective, frames=data.index['k'], side=112 if model == 'twin' else 336, lora_r=config.lora_r)
-    once = replace(config, micro_batch=micro, accumulation=effective//micro, max_steps=1)
-    with tempfile.TemporaryDirectory() as tmp:
-        trainer = make_trainer(load_model(model), data, Path(tmp), once); trainer.args.save_strategy = 'no'
-        return Preflight(str(model), room, micro, effective//micro, paper, measure(trainer.train))
+    shape = dict(frames=data.index['k'], side=112 if model == 'twin' else 336, lora_r=config.lora_r)
+    micro, paper = choose_micro_batch(architecture, room, effective, **shape)
+    size = lambda i: len(answer_text(Answer.from_dict(data.meta(i)['answer']))) # pictures and questions are of one length
+    worst = sorted(range(len(data)), key=size, reverse=True)[:effective]
+    while True:
+        once = replace(config, micro_batch=micro, accumulation=effective//micro, max_steps=1)
+        try:
+            with tempfile.TemporaryDirectory() as tmp:
+                trainer = make_trainer(load_model(model), data, Path(tmp), once, rows=worst); trainer.args.save_strategy = 'no'
+                return Preflight(str(model), room, micro, effective//micro, paper, measure(trainer.train))
+        except torch.OutOfMemoryError:
+            if micro == 1:
+                raise BadInput(f'one example at a time does not fit {room:.1f} GiB, though {paper.total:.1f} were planned', 'memory',
+                               'take a card with more memory, fewer frames or a smaller lora_r') from None
+        trainer = None; gc.collect(); torch.cuda.empty_cache()
+        micro = max(m for m in range(1, micro//2 + 1) if effective % m == 0); paper = budget(architecture, micro, **shape)
