@@ -5,7 +5,7 @@
 Qwen2.5-VL-3B's architecture with random weights (they cost the same as trained ones; TOKENIZER is a folder with the
 real tokenizer), or any checkpoint; NF4, LoRA r=16, 8 pictures of 336x336 an example, 16 examples an optimiser step,
 fp16, memory capped at what a T4 has. Every row is a process of its own on the same examples in the same order. `stock`
-is TRL's SFTTrainer as its documentation shows it, with the one change without which fp16 dies: float32 adapters.
+is our trainer with the vision tower left as TRL and transformers run it, and float32 adapters, without which fp16 dies.
 """
 import argparse, json, os, statistics, subprocess, sys, tempfile, time
 from pathlib import Path

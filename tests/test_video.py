@@ -183,7 +183,6 @@ def test_opencv_reads_what_decord_reads(drawn):
     a, b = ([f for _, f in v.blocks()] for v in both)
     assert np.allclose(both[0].times, both[1].times, atol=1e-3)
     assert np.abs(np.concatenate(a).astype(int) - np.concatenate(b)).mean() < 2
-    assert (np.concatenate([f[..., ::-1] for _, f in both[0].blocks(bgr=True)]) == np.concatenate(a)).all()
     assert (both[1].read([30, 2]) == np.concatenate(b)[[30, 2]]).all()
 
 

@@ -212,6 +212,7 @@ def load_model(
         if hasattr(layer, 'support_avx512bf16_for_cpu'): layer.support_avx512bf16_for_cpu = False
     return Loaded(str(model), _fingerprint(config), family, m.eval(), processor, str(adapter) if adapter else None)
 
+# %% ../nbs/02a_backbones.ipynb #534af7ca
 def _floats(x):
     "The same with every 16-bit tensor in float32."
     import torch
@@ -278,6 +279,7 @@ def window_attention(module, query, key, value, attention_mask, scaling=None, cu
         out[at] = attend(*(x[at].transpose(1, 2) for x in (q, k, v)), scale=scaling).transpose(1, 2)
     return out[None], None
 
+# %% ../nbs/02a_backbones.ipynb #23751c23
 def _sizes(tower):
     "What the tower works out from the pictures' sizes, remembered for the last few sizes."
     from functools import lru_cache
@@ -294,6 +296,7 @@ def _sizes(tower):
         return out | dict(window_index=order.to(device), position_ids=get_vision_position_ids(thw, merge).to(device))
     return lambda grid: known(tuple(map(tuple, grid.tolist())), grid.device)
 
+# %% ../nbs/02a_backbones.ipynb #f25422a8
 def freeze_vision(
     loaded: Loaded,
 ) -> bool:          # whether windows are batched

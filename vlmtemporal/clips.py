@@ -154,12 +154,11 @@ def session_clips(
     duration: float = None,                  # seconds of video; up to the last operation when absent
     seed: int = 0,
     kinds: tuple = ('boundary', 'anticipation'), # some of `KINDS`
-    stride: float = 2.5,                     # seconds between sliding clips
 ) -> list[Clip]:
     "All clips of these kinds."
     if wrong := [k for k in kinds if k not in KINDS]:
         raise BadInput(f'unknown kind of clip {wrong[0]!r}', '--clips', f'use some of {", ".join(KINDS)}')
     make = dict(boundary=lambda: boundary_clips(session, duration, seed),
                 anticipation=lambda: anticipation_clips(session, duration),
-                sliding=lambda: sliding_clips(session, duration, stride))
+                sliding=lambda: sliding_clips(session, duration))
     return [c for k in KINDS if k in kinds for c in make[k]()]

@@ -67,6 +67,7 @@ def inner_boundaries(
     at = np.array([(b - clip.start)*FPS for b, _, _ in boundaries(session)])
     return at[(at > 0) & (at < clip.n_frames)]
 
+# %% ../nbs/01_dataset.ipynb #4f88f2e9
 def _cut(video, clips, sampler='entropy', k=8, size=(336, 336), roi=None, seed=0, guide=None, split=None, cache=None):
     "Yield (clip, indices, {number of a chosen frame in the video: BGR picture of `size`}); see `cut`."
     s, waiting, roi, kept, n = get_sampler(sampler), _whole(video, clips), check_roi(roi), {}, 0
@@ -220,6 +221,7 @@ def _alone(out: Path):
                                'what is finished is kept') from None
     finally: os.close(held)
 
+# %% ../nbs/01_dataset.ipynb #dc075481
 @dataclass(frozen=True)
 class Built:
     "What `build` made of one split."
@@ -234,6 +236,41 @@ def _describe_lack(session: Session, lacking: list[str]) -> str:
     covers = 'it has none' if session.source is None else f'they cover the first {session.open().info.duration:.1f} s'
     return f'{session.key}: all {len(lacking)} clips ({lacking[0]} to {lacking[-1]}) lack frames, {covers}'
 
+@dataclass(frozen=True)
+class _Plan:
+    "What is to be done for one split."
+    jobs: list   # arguments of `_make_part`, one job a session
+    about: dict  # what the index shall say
+    built: Built # what comes out
+
+def _plan_split(root, out, split, found, max_clips, kinds, boosted, settings, max_bytes) -> _Plan:
+    "Find the clips and name the parts."
+    seed, plans = settings['seed'], [_plan(s, settings['seed'], kinds) for s in found]
+    asked, chosen = sum(len(a) + len(b) for a, b in plans), sorted(c.id for a, _ in plans for c in a)
+    if not chosen:
+        lack = '; '.join(_describe_lack(s, b) for s, (_, b) in zip(found[:3], plans))
+        raise BadInput(f'no clip of {split} has frames: {lack}', root, 'add their kinect/color-masked folders')
+    if max_clips and len(chosen) > max_clips:
+        chosen = rng(seed, split, 'max_clips').permutation(chosen)[:max_clips].tolist()
+    picked = set(chosen); settings = {**settings, 'split': split}; jobs = []
+    for s, (clips, _) in zip(found, plans):
+        clips = [c for c in clips if c.id in picked]
+        if not clips: continue
+        name = json_hash([__version__, [c.to_dict() for c in clips], boosted, _source_hash(s.source), s.start,
+                          {n: v for n, v in settings.items() if n != 'cache'}])
+        jobs.append((out/'.parts'/f'{s.key}-{name[:24]}.zip', s, clips, boosted, settings))
+    about = dict(split=split, taxonomy=found[0].taxonomy.name, sampler=settings['sampler'], k=settings['k'],
+                 size=list(settings['size']), roi=settings['roi'] and list(settings['roi']), boosted=boosted, seed=seed,
+                 kinds=[k for k in KINDS if k in kinds], people=sorted({person(s.subject) for s in found}),
+                 sources={p.relative_to(root).as_posix(): _source_hash(p)
+                          for s in found for p in (s.annotation, s.source) if p},
+                 lacking={s.key: b for s, (_, b) in zip(found, plans) if b})
+    about['config'] = json_hash({k: v for k, v in about.items() if k != 'split'})
+    about['recipe'] = json_hash([about, [job[0].name for job in jobs], max_bytes])
+    built = Built(split, len(found), asked, len(chosen), str(out/split), about['lacking'])
+    return _Plan(jobs, about, built)
+
+# %% ../nbs/01_dataset.ipynb #3172550d
 def build(
     root: str | Path,         # sessions in OpenPack's layout
     out: str | Path,          # gets a folder for each split
@@ -268,42 +305,15 @@ def build(
     plans = {name: _plan_split(Path(root), out, name, ss, max_clips, kinds, boosted, settings, max_bytes)
              for name, ss in chosen.items()}
     with _alone(out):
-        waiting = {name: p for name, p in plans.items() if not _is_built(out/name, p['about'])}
-        jobs = [job for p in waiting.values() for job in p['jobs'] if not job[0].exists()]
+        waiting = {name: p for name, p in plans.items() if not _is_built(out/name, p.about)}
+        jobs = [job for p in waiting.values() for job in p.jobs if not job[0].exists()]
         jobs.sort(key=lambda job: -len(job[2])) # the longest first
         _spread(_make_part, jobs, workers, 'building', sum(len(job[2]) for job in jobs))
         for name, p in waiting.items():
             with atomic_dir(out/name) as tmp:
-                write_shards(tmp, _merged([job[0] for job in p['jobs']]), p['about'], max_bytes)
+                write_shards(tmp, _merged([job[0] for job in p.jobs]), p.about, max_bytes)
         shutil.rmtree(out/'.parts', ignore_errors=True)
-    return [p['built'] for p in plans.values()]
-
-def _plan_split(root, out, split, found, max_clips, kinds, boosted, settings, max_bytes) -> dict:
-    "What is to be done for one split: the jobs that make its parts, what its index shall say, what comes out."
-    seed, plans = settings['seed'], [_plan(s, settings['seed'], kinds) for s in found]
-    asked, chosen = sum(len(a) + len(b) for a, b in plans), sorted(c.id for a, _ in plans for c in a)
-    if not chosen:
-        lack = '; '.join(_describe_lack(s, b) for s, (_, b) in zip(found[:3], plans))
-        raise BadInput(f'no clip of {split} has frames: {lack}', root, 'add their kinect/color-masked folders')
-    if max_clips and len(chosen) > max_clips:
-        chosen = rng(seed, split, 'max_clips').permutation(chosen)[:max_clips].tolist()
-    picked = set(chosen); settings = {**settings, 'split': split}; jobs = []
-    for s, (clips, _) in zip(found, plans):
-        clips = [c for c in clips if c.id in picked]
-        if not clips: continue
-        name = json_hash([__version__, [c.to_dict() for c in clips], boosted, _source_hash(s.source), s.start,
-                          {n: v for n, v in settings.items() if n != 'cache'}])
-        jobs.append((out/'.parts'/f'{s.key}-{name[:24]}.zip', s, clips, boosted, settings))
-    about = dict(split=split, taxonomy=found[0].taxonomy.name, sampler=settings['sampler'], k=settings['k'],
-                 size=list(settings['size']), roi=settings['roi'] and list(settings['roi']), boosted=boosted, seed=seed,
-                 kinds=[k for k in KINDS if k in kinds], people=sorted({person(s.subject) for s in found}),
-                 sources={p.relative_to(root).as_posix(): _source_hash(p)
-                          for s in found for p in (s.annotation, s.source) if p},
-                 lacking={s.key: b for s, (_, b) in zip(found, plans) if b})
-    about['config'] = json_hash({k: v for k, v in about.items() if k != 'split'})
-    about['recipe'] = json_hash([about, [job[0].name for job in jobs], max_bytes])
-    built = Built(split, len(found), asked, len(chosen), str(out/split), about['lacking'])
-    return dict(jobs=jobs, about=about, built=built)
+    return [p.built for p in plans.values()]
 
 def _is_built(folder: Path, about: dict) -> bool:
     "Does the folder hold just what would be built?"

@@ -94,6 +94,7 @@ def small_grey(
     code = cv2.COLOR_BGR2GRAY if bgr else cv2.COLOR_RGB2GRAY
     return cv2.cvtColor(part, code) if part.ndim == 3 else part
 
+# %% ../nbs/00c_scores.ipynb #d1b3c88e
 @dataclass(frozen=True)
 class Score:
     "One number a frame: a feature of the frame, or how much a feature changed since the frame before."
@@ -128,6 +129,7 @@ def get_score(name: str) -> Score:
     if name not in SCORES: raise BadInput(f'unknown score {name!r}', fix=f'use one of {", ".join(SCORES)}')
     return SCORES[name]
 
+# %% ../nbs/00c_scores.ipynb #09b7ae64
 class Scorer:
     "Looks at frames as they come; `Score.finish` turns what it returns into scores. The first frame has changed by 0."
     def __init__(self, score: str = 'entropy', roi: tuple = None, bgr: bool = False):

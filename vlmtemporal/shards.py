@@ -118,6 +118,7 @@ def _layout(shard: dict) -> list[tuple[str, list]]:
         out.append((key, found))
     return out
 
+# %% ../nbs/01f_shards.ipynb #17137aee
 class Shards:
     "The examples of one split: `len(shards)`, `shards[i]`, `for e in shards`."
     def __init__(self,
@@ -175,6 +176,7 @@ class Shards:
             while ahead: yield ahead.popleft().result()
     def __iter__(self): return self.stream()
 
+# %% ../nbs/01f_shards.ipynb #18cd3682
 def find_split(
     path: str | Path, # the folder that `build` wrote, or one split of it
     split: str,       # 'train', 'val' or 'test'

@@ -106,7 +106,7 @@ def last_checkpoint(
     return max(found, key=lambda p: int(p.name[11:]), default=None)
 
 # %% ../nbs/02_train.ipynb #b2a24a83
-def _callbacks(loaded: Loaded, out: Path, hours: float = 0., stop: threading.Event = threading.Event()):
+def _callbacks(out: Path, hours: float, stop: threading.Event):
     from tqdm import tqdm
     from transformers import TrainerCallback
     import sys
@@ -194,7 +194,7 @@ def make_trainer(
     Trainer, Collator = _trainer_class(shards)
     lora = LoraConfig(r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout, task_type='CAUSAL_LM', target_modules=loaded.backbone.lora_targets)
     trainer = Trainer(model=loaded.model, args=_arguments(config, out), train_dataset=training_set(shards, rows), processing_class=loaded.processor,
-                         peft_config=lora, callbacks=_callbacks(loaded, out, config.max_hours, stop or threading.Event()))
+                         peft_config=lora, callbacks=_callbacks(out, config.max_hours, stop or threading.Event()))
     trainer.data_collator = Collator(trainer.data_collator); trainer.add_callback(_finite(trainer, out)); trainer.remove_callback(PrinterCallback)
     for p in trainer.model.parameters():
         if p.requires_grad: p.data = p.data.to(torch.float32)
@@ -206,7 +206,6 @@ def guard_fp16(
     model,
     work,              # runs one real batch through it, called without arguments, more than once
     most: int = 40,    # modules that may be run in float32; with more, something else is wrong
-    leave: tuple = (), # parts of names of modules that are not to be touched
 ) -> list[str]:        # names of the modules that now run in float32
     "Run a batch in fp16 and widen, one after the other, the modules where finite numbers become infinite."
     import torch
@@ -215,7 +214,7 @@ def guard_fp16(
         if hasattr(x, 'values'): x = list(x.values())
         return [t for y in x for t in tensors(y)] if isinstance(x, (tuple, list)) else []
     finite = lambda x: all(bool(torch.isfinite(t).all()) for t in tensors(x) if t.numel())
-    wide, names = [], {m: n for n, m in model.named_modules() if n and not any(part in n for part in leave)}
+    wide, names = [], {m: n for n, m in model.named_modules() if n}
     device = next(model.parameters()).device.type
     while True:
         found = []
@@ -227,8 +226,10 @@ def guard_fp16(
         finally:
             for h in hooks: h.remove()
         if not found: return wide
-        if len(wide) == most or names[found[0]] in wide:
+        if names[found[0]] in wide:
             raise VLMTemporalError(f'{names[found[0]]} is not finite in float32 either; are the weights damaged?')
+        if len(wide) == most:
+            raise VLMTemporalError(f'more than {most} modules overflow in fp16, {names[found[0]]} after {wide[-1]}; take a card with bf16')
         run_in_float32(found[0]); wide.append(names[found[0]])
 
 # %% ../nbs/02_train.ipynb #29b149c6

@@ -46,30 +46,24 @@ class Video:
     def blocks(self,
         size: tuple = None,  # (width, height) to scale to; as recorded when absent
         length: int = None,  # frames a block; what fills 8 MB when absent
-        enough: int = None,  # a width that will do, as in `read`
-        bgr: bool = False,   # blue first, as decoders give it: saves the conversion where only few frames matter
-        part: tuple = None,  # frames (first, stop), one of `parts()`; all when absent
-        ahead: int = None,   # blocks to decode ahead of their user; 2, or none where OpenCV is told to use one thread
     ):
-        "All frames in order, once: yields (index of the first, uint8 RGB (n, H, W, 3))."
+        "All frames in order, once: yields (index of the first, uint8 RGB (n, H, W, 3)), decoding ahead of its user."
         length = length or max(1, min(32, 2**23//(self.info.width*self.info.height*3)))
-        blocks = self._blocks(length, size, enough, *(part or (0, len(self))))
-        if not bgr: blocks = _rgb(blocks)
-        ahead = (2 if cv2.getNumThreads() > 1 else 0) if ahead is None else ahead
-        return _ahead(blocks, self.limit, self.info.path, ahead)
+        return _ahead(_rgb(self._blocks(length, size, None, 0, len(self))), self.limit, self.info.path, self._depth())
     def scan(self,
         work,                # generator function: given an iterator of (index, uint8 BGR (H, W, 3)), yields findings
         enough: int = None,  # a width that will do, as in `read`
         part: tuple = None,  # frames (first, stop), one of `parts()`; all when absent
-        ahead: int = None,   # findings to make ahead of their user, as in `blocks`
     ):
         "Run `work` over all frames in the thread that decodes them, while each is still in the processor's cache."
         beat = [0.]
         def frames():
             for i, block in self._blocks(1, None, enough, *(part or (0, len(self)))):
                 beat[0] = time.monotonic(); yield i, block[0]
-        ahead = (2 if cv2.getNumThreads() > 1 else 0) if ahead is None else ahead
-        return _ahead(work(frames()), self.limit, self.info.path, ahead, beat)
+        return _ahead(work(frames()), self.limit, self.info.path, self._depth(), beat)
+    def _depth(self):
+        "How many blocks or findings to make ahead of their user: none where OpenCV is told to use one thread."
+        return 2 if cv2.getNumThreads() > 1 else 0
     def parts(self,
         n: int,                      # as many as there are threads
     ) -> list[tuple[int, int]]:      # (first, stop) of each
@@ -91,6 +85,7 @@ class Video:
         self.info = VideoInfo(str(path), fps, int(width), int(height), len(self.times), declared or len(self.times),
                               float(self.times[-1] + step), backend)
 
+# %% ../nbs/00b_video.ipynb #d7356d2f
 def scaled(
     frame: np.ndarray,   # (H, W) or (H, W, 3)
     size: tuple | None,  # (width, height); None: as it is
@@ -173,6 +168,7 @@ def _in_blocks(video, length, size, part, start=None):
             yield first, _scale(block, size)
     finally: cap.release()
 
+# %% ../nbs/00b_video.ipynb #a0130307
 def _users(arrays): return [sys.getrefcount(a) for a in arrays]
 _NONE = _users([np.empty(1)])[0]
 
