@@ -30,6 +30,24 @@ class Budget:
         rows = [*self.rows.items(), ('**total**', self.total)]
         return '\n'.join(['| what | GiB |', '| --- | ---: |', *(f'| {k} | {v:.2f} |' for k, v in rows)])
 
+@dataclass(frozen=True)
+class _Tower:
+    "What a vision tower of any family is made of."
+    depth: int
+    width: int
+    inner: int   # of the feed-forward part
+    linear: int  # weights
+    patch: int   # pixels
+    merge: int   # patches a side that become one token
+    window: int  # patches that see each other in most layers; 0: all of a picture do
+    full: int    # layers in which all of a picture do
+    @classmethod
+    def of(cls, v):
+        depth = getattr(v, 'depth', None) or v.num_hidden_layers
+        window = (v.window_size//v.patch_size)**2 if hasattr(v, 'window_size') else 0; mats = 3 if window else 2
+        return cls(depth, v.hidden_size, v.intermediate_size, depth*(4*v.hidden_size**2 + mats*v.hidden_size*v.intermediate_size), v.patch_size,
+                   getattr(v, 'spatial_merge_size', 2), window, len(v.fullatt_block_indexes) if window else depth)
+
 def _language_layers(t) -> list[tuple[int, int]]:
     "(in, out) of the seven projections of one language layer."
     head = getattr(t, 'head_dim', None) or t.hidden_size//t.num_attention_heads
@@ -38,7 +56,7 @@ def _language_layers(t) -> list[tuple[int, int]]:
 
 # %% ../nbs/02b_memory.ipynb #7a344b15
 def budget(
-    config,                   # a Qwen2.5-VL configuration
+    config,                   # of any family of the registry
     micro_batch: int = 2,     # examples in one forward pass
     frames: int = 8,          # images an example
     side: int = 336,          # pixels, square
@@ -46,14 +64,14 @@ def budget(
     lora_r: int = 16,
 ) -> Budget:
     "GPU memory of one QLoRA step with gradient checkpointing and a frozen vision tower, on paper."
-    t, v = config.text_config, config.vision_config
-    patches = (side//v.patch_size)**2*frames; tokens = patches//v.spatial_merge_size**2 + text_tokens
+    t, v = config.text_config, _Tower.of(config.vision_config)
+    patches = (side//v.patch)**2*frames; tokens = patches//v.merge**2 + text_tokens
     layers = _language_layers(t); depth = t.num_hidden_layers
-    linear = depth*sum(a*b for a, b in layers) + v.depth*(4*v.hidden_size**2 + 3*v.hidden_size*v.intermediate_size)
+    linear = depth*sum(a*b for a, b in layers) + v.linear
     trainable = depth*sum(lora_r*(a + b) for a, b in layers)
     n = micro_batch*tokens; widest = sum(b for _, b in layers) + 6*t.hidden_size; kept = depth*n*t.hidden_size*2/GIB
     passing = {'one layer recomputed': n*widest*(2 + 4)/GIB,
-               'vision tower, forward only': micro_batch*patches*(4*v.hidden_size + 2*v.intermediate_size)*2*2/GIB - kept,
+               'vision tower, forward only': micro_batch*patches*(4*v.width + 2*v.inner)*2*2/GIB - kept,
                'logits of 64 answer tokens': micro_batch*64*t.vocab_size*(2 + 4 + 4)/GIB}
     largest = max(passing, key=passing.get)
     return Budget({
@@ -67,7 +85,7 @@ def budget(
 
 # %% ../nbs/02b_memory.ipynb #2b1f0753
 def step_time(
-    config,                  # a Qwen2.5-VL configuration
+    config,                  # of any family of the registry
     micro_batch: int = 2,    # examples in one forward pass
     effective: int = 16,     # examples in one optimiser step
     frames: int = 8,         # images an example
@@ -77,21 +95,20 @@ def step_time(
     bandwidth: float = 320., # 10⁹ bytes a second; a T4's
 ) -> dict[str, float]:       # seconds of arithmetic and of memory traffic in one optimiser step, were the card never idle
     "What one optimiser step costs on paper."
-    t, v = config.text_config, config.vision_config; layers, depth = _language_layers(t), t.num_hidden_layers
-    patches = (side//v.patch_size)**2; per_example = patches*frames//v.spatial_merge_size**2 + text_tokens
+    t, v = config.text_config, _Tower.of(config.vision_config); layers, depth = _language_layers(t), t.num_hidden_layers
+    patches = (side//v.patch)**2; per_example = patches*frames//v.merge**2 + text_tokens
     tokens, all_patches, heads = per_example*effective, patches*frames*effective, layers[0][1]
-    language = depth*sum(a*b for a, b in layers); vision = v.depth*(4*v.hidden_size**2 + 3*v.hidden_size*v.intermediate_size)
-    window, full = (v.window_size//v.patch_size)**2, len(v.fullatt_block_indexes)
+    language = depth*sum(a*b for a, b in layers)
     flops = 3*2*language*tokens + 3.5*depth*2*tokens*per_example*heads                   # causal: half of the square
-    flops += 2*vision*all_patches + 4*all_patches*v.hidden_size*(full*patches + (v.depth - full)*window)
+    flops += 2*v.linear*all_patches + 4*all_patches*v.width*(v.full*patches + (v.depth - v.full)*v.window)
     flops += 3*2*64*effective*t.vocab_size*t.hidden_size
     unpacked = 3*language*(.5 + 2 + 2)*effective/micro_batch
-    moved = 4*2*2*tokens*depth*(sum(b for _, b in layers) + 12*t.hidden_size) + 2*2*all_patches*v.depth*(6*v.hidden_size + 2*v.intermediate_size)
+    moved = 4*2*2*tokens*depth*(sum(b for _, b in layers) + 12*t.hidden_size) + 2*2*all_patches*v.depth*(6*v.width + 2*v.inner)
     return dict(arithmetic=flops/tflops/1e12, memory=(unpacked + moved)/bandwidth/1e9)
 
 # %% ../nbs/02b_memory.ipynb #c3aef57f
 def choose_micro_batch(
-    config,                     # a Qwen2.5-VL configuration
+    config,                     # of any family of the registry
     vram: float,                # GiB that may be used
     effective: int = 16,        # examples in one optimiser step
     **kwargs,                   # for `budget`
