@@ -235,13 +235,13 @@ def load_model(
     bnb = dict(quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True,
                                                       bnb_4bit_compute_dtype=dtype)) if quantize else {}
     try:
-        m = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, device_map={'': 0 if torch.cuda.is_available() else 'cpu'}, attn_implementation='sdpa',
+        m = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, device_map={'': int(os.environ.get('LOCAL_RANK', 0)) if torch.cuda.is_available() else 'cpu'}, attn_implementation='sdpa',
                                                         use_safetensors=True, trust_remote_code=False, **bnb)
         processor = family.prepare(AutoProcessor.from_pretrained(path, trust_remote_code=False))
     except broken as e: raise BadInput(f'cannot be loaded ({str(e).splitlines()[0][:200]})', model, 'check its files') from None
     if about:
         from peft import PeftModel
-        if merge and quantize: m.dequantize(dtype=dtype) # merging into 4 bits would round the adapter away
+        if merge and quantize: _unpack(m, dtype) # merging into 4 bits would round the adapter away
         try: m = PeftModel.from_pretrained(m, str(adapter))
         except broken as e: raise BadInput(f'cannot be loaded ({str(e).splitlines()[0][:200]})', adapter, 'train it again') from None
         wide = about.get('float32', [])
@@ -269,6 +269,13 @@ def run_in_float32(module):
         with torch.autocast(next((p.device.type for p in module.parameters()), 'cpu'), enabled=False):
             return forward(*_floats(args), **_floats(kwargs))
     module.forward = wide
+
+def _unpack(model, dtype):
+    "Turn NF4 weights into 16-bit ones, in place and without a word about it."
+    from transformers.utils import logging as log
+    before = log.get_verbosity(); log.set_verbosity_error()
+    try: model.dequantize(dtype=dtype)
+    finally: log.set_verbosity(before)
 
 def _unwrapped(names: list[str]) -> list[str]:
     "What peft's names of modules are called once it is gone."

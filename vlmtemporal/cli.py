@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['app', 'Json', 'Seed', 'Model', 'Adapter', 'Sampler', 'Roi', 'twin', 'sample', 'study', 'build', 'check', 'export',
-           'train', 'preflight', 'eval', 'predict', 'analyze', 'serve', 'demo', 'run_demo', 'doctor', 'examine', 'main']
+           'train', 'preflight', 'merge', 'publish', 'eval', 'predict', 'analyze', 'serve', 'demo', 'run_demo',
+           'doctor', 'examine', 'main']
 
 # %% ../nbs/04d_cli.ipynb #3dd97461
-import json, sys
+import json, os, sys
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -179,10 +180,14 @@ def train(
     settings: Annotated[Optional[list[str]], typer.Option(
         '--set', help='key=value, for example --set epochs=1; may be repeated.')] = None,
     resume: Annotated[bool, typer.Option('--resume', help='Go on from the last complete checkpoint.')] = False,
+    processes: Annotated[int, typer.Option(help='GPUs that train together: 2 on Kaggle\'s T4 x2.', min=1)] = 1,
 ):
     "Fine-tune with QLoRA; checkpoints every 50 steps; survives being killed."
-    from vlmtemporal.train import fit, train_config
-    run = fit(shards, out, model, train_config(config, settings or ()), resume)
+    from vlmtemporal.train import fit, launch, train_config
+    wanted = train_config(config, settings or ())
+    if processes > 1 and 'RANK' not in os.environ:
+        raise typer.Exit(launch([sys.executable, '-m', 'vlmtemporal.cli', *sys.argv[1:]], processes))
+    run = fit(shards, out, model, wanted, resume)
     went_on = f' (resumed from step {run.resumed_from})' if run.resumed_from else ''
     if not run.finished:
         typer.echo(f'stopped after step {run.steps} of {run.of}{went_on}; a checkpoint is saved: run the same with --resume')
@@ -197,12 +202,35 @@ def preflight(
     vram: Annotated[float, typer.Option(help="GB on the card's label.")] = 16.,
     as_json: Json = False,
 ):
-    "Will it fit? Memory on paper, then one real optimiser step."
+    "Will it fit, and how is it fastest? Memory on paper, then real optimiser steps."
     from vlmtemporal.train import preflight
     p = preflight(shards, model, vram)
     measured = f'{p.measured.peak:.2f} GiB measured' if p.measured.peak else 'memory is not measured on a CPU'
+    cut = dict(micro_batch=p.micro_batch, accumulation=p.accumulation, gradient_checkpointing=str(p.gradient_checkpointing).lower())
     _emit(as_json, p.to_dict(), f'{p.paper._repr_markdown_()}\n\nmicro-batch {p.micro_batch} x {p.accumulation}: '
-                                f'{p.measured.seconds:.1f} s a step, {measured}, {p.vram:.2f} GiB there')
+                                f'{p.measured.seconds:.1f} s a step, {measured}, {p.vram:.2f} GiB there\n'
+                                f'train with {" ".join(f"--set {k}={v}" for k, v in cut.items())}')
+
+@app.command()
+def merge(
+    adapter: Annotated[Path, typer.Argument(help='Adapter folder that training wrote.')],
+    out: Annotated[Path, typer.Argument(help='Folder of the new checkpoint.')],
+    model: Annotated[Optional[str], typer.Option(help='Its base, where it lies elsewhere than it was trained from.')] = None,
+):
+    "Add an adapter to its base's weights: a whole 16-bit checkpoint, for serving."
+    from vlmtemporal.train import merge
+    typer.echo(f'{merge(adapter, out, model)}: serve it with --model {out}')
+
+@app.command()
+def publish(
+    adapter: Annotated[Path, typer.Argument(help='Adapter folder that training wrote.')],
+    repo: Annotated[str, typer.Argument(help='OWNER/NAME on the Hugging Face Hub.')],
+    results: Annotated[Optional[Path], typer.Option(help='results.json of an evaluation, for the model card.')] = None,
+    public: Annotated[bool, typer.Option('--public', help='For everybody to see.')] = False,
+):
+    "Push an adapter with its model card to the Hub; the token comes from HF_TOKEN."
+    from vlmtemporal.train import publish
+    typer.echo(publish(adapter, repo, results, private=not public))
 
 # %% ../nbs/04d_cli.ipynb #351f757d
 @app.command()
@@ -377,3 +405,5 @@ def main():
 def _leave(message, code: int, debug: bool):
     if debug: raise
     typer.echo(f'error: {message}', err=True); sys.exit(code)
+
+if __name__ == '__main__' and 'get_ipython' not in globals(): main()

@@ -62,15 +62,16 @@ def budget(
     side: int = 336,          # pixels, square
     text_tokens: int = 350,   # tokens of prompt and answer besides the images
     lora_r: int = 16,
+    checkpointing: bool = True, # keep each layer's input alone and compute the rest again
 ) -> Budget:
-    "GPU memory of one QLoRA step with gradient checkpointing and a frozen vision tower, on paper."
+    "GPU memory of one QLoRA step with a frozen vision tower, on paper."
     t, v = config.text_config, _Tower.of(config.vision_config)
     patches = (side//v.patch)**2*frames; tokens = patches//v.merge**2 + text_tokens
     layers = _language_layers(t); depth = t.num_hidden_layers
     linear = depth*sum(a*b for a, b in layers) + v.linear
     trainable = depth*sum(lora_r*(a + b) for a, b in layers)
-    n = micro_batch*tokens; widest = sum(b for _, b in layers) + 6*t.hidden_size; kept = depth*n*t.hidden_size*2/GIB
-    passing = {'one layer recomputed': n*widest*(2 + 4)/GIB,
+    n = micro_batch*tokens; widest = sum(b for _, b in layers) + 6*t.hidden_size; kept = depth*n*(t.hidden_size*2 if checkpointing else widest*4)/GIB
+    passing = {'one layer recomputed' if checkpointing else 'one layer backwards': n*widest*(2 + 4)/GIB,
                'vision tower, forward only': micro_batch*patches*(4*v.width + 2*v.inner)*2*2/GIB - kept,
                'logits of 64 answer tokens': micro_batch*64*t.vocab_size*(2 + 4 + 4)/GIB}
     largest = max(passing, key=passing.get)
@@ -78,7 +79,7 @@ def budget(
         'NF4 linear layers': linear*4.127/8/GIB,
         '16-bit embedding': t.vocab_size*t.hidden_size*2/GIB,
         'adapters, gradients, AdamW (float32)': trainable*16/GIB,
-        'layer inputs kept': kept,
+        'layer inputs kept' if checkpointing else 'activations of every layer': kept,
         f'largest that passes: {largest}': passing[largest],
         'CUDA context': CONTEXT,
     }, tokens, trainable)
