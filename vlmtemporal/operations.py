@@ -124,7 +124,7 @@ class Grammar:
         for seq in sequences:
             for a, b in zip(seq, seq[1:]): counts[taxonomy.index(a.operation), taxonomy.index(b.operation)] += 1
             for s in seq: logs[taxonomy.index(s.operation)].append(math.log(max(s.duration, .04)))
-        everything = sum(logs, []) or [math.log(5.)]
+        everything = sum(logs, []) or [math.log(5.) - 1, math.log(5.) + 1] # 5 s, give or take a factor e
         pick = lambda f, few: np.array([f(l) if len(l) >= few else f(everything) for l in logs])
         return cls(taxonomy, counts, pick(np.mean, 1), np.maximum(pick(np.std, 2), .25), epsilon)
     @property
@@ -132,6 +132,12 @@ class Grammar:
         "(C, C) probabilities of the next operation; each row sums to 1; never itself."
         p = self.counts + self.epsilon; np.fill_diagonal(p, 0)
         return p / p.sum(1, keepdims=True)
+    @property
+    def prior(self) -> np.ndarray:
+        "(C,) the share of time that each operation takes in the long run: visits times mean duration; sums to 1."
+        n = len(self.taxonomy); balance = np.r_[(self.transitions.T - np.eye(n))[:-1], np.ones((1, n))]
+        time = np.linalg.solve(balance, np.eye(n)[-1])*np.exp(self.log_mean + self.log_std**2/2)
+        return time/time.sum()
     def after(self, operation: str) -> dict[str, float]:
         "What follows `operation`: every other one's probability, the likeliest first; they sum to 1."
         i = self.taxonomy.index(operation); row = self.transitions[i]

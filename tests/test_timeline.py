@@ -1,0 +1,163 @@
+"The HSMM against brute force, live against offline, nothing impossible, what sharpening maximises."
+import itertools, math
+
+import numpy as np
+import pytest
+
+from vlmtemporal.basics import rng
+from vlmtemporal.clips import CLIP_SECONDS, window_starts
+from vlmtemporal.operations import Grammar, Operation, Segment, Taxonomy
+from vlmtemporal.timeline import HSMM, STEP, emissions, fit_fusion, fit_weight, fuse, hsmm_timeline, live_labels
+
+
+def some_grammar(seed, classes=3, fastest=.3, slowest=1.5):
+    "Random counts and durations of a second or so, with zeros among the counts."
+    names = Taxonomy('test', tuple(Operation(i, f'op {i}', '') for i in range(classes)), 'op 0')
+    r = rng(seed, 'grammar')
+    counts = r.integers(0, 6, (classes, classes))*(r.random((classes, classes)) < .6)
+    return Grammar(names, counts*1., np.log(r.uniform(fastest, slowest, classes)), r.uniform(.25, .8, classes))
+
+
+def segmentations(n, classes):
+    "Every way to cut n rows into runs (class, first, stop) whose neighbours differ."
+    for cuts in itertools.chain.from_iterable(itertools.combinations(range(1, n), k) for k in range(n)):
+        edges = (0, *cuts, n)
+        for labels in itertools.product(range(classes), repeat=len(edges) - 1):
+            if all(a != b for a, b in zip(labels, labels[1:])): yield list(zip(labels, edges, edges[1:]))
+
+
+def survival(g, c, seconds):
+    return math.erfc((math.log(seconds) - g.log_mean[c])/g.log_std[c]/math.sqrt(2))/2
+
+
+def left_over(g, c, seconds, steps=4000):
+    "Integral of the survival function from `seconds` on, by the midpoint rule in log time."
+    top = g.log_mean[c] + 9*g.log_std[c]; low = math.log(max(seconds, 1e-9)); d = (top - low)/steps
+    return sum(survival(g, c, math.exp(u))*math.exp(u)*d for u in (low + (i + .5)*d for i in range(steps)))
+
+
+def score(g, rows, runs, weight, prior_weight):
+    "The formula of the page, term by term, on one segmentation."
+    total, n = 0., len(rows)
+    mean = [math.exp(m + s*s/2) for m, s in zip(g.log_mean, g.log_std)]
+    for i, (c, a, b) in enumerate(runs):
+        x, s = (b - a)*STEP, g.log_std[c]
+        for t in range(a, b):
+            total += weight*STEP*(math.log(.99*rows[t, c] + .01*g.prior[c]) - prior_weight*math.log(g.prior[c]))
+        total += math.log(g.transitions[runs[i - 1][0], c] if i else g.prior[c])
+        if a and b < n: p = STEP/(x*s*math.sqrt(2*math.pi))*math.exp(-((math.log(x) - g.log_mean[c])/s)**2/2)
+        elif a: p = survival(g, c, x - STEP/2)
+        elif b < n: p = survival(g, c, x - STEP/2)*STEP/mean[c]
+        else: p = left_over(g, c, x - STEP)/mean[c]
+        total += math.log(p)
+    return total
+
+
+def decode(g, rows, **options):
+    h = HSMM(g, rows=1, **options) # grows as it must
+    for r in rows: h.push(r)
+    return h.best()
+
+
+@pytest.mark.parametrize('seed', range(12))
+def test_viterbi_is_the_best_of_all_segmentations(seed):
+    r = rng(seed, 'rows'); n, classes = (7, 3) if seed % 2 else (9, 2)
+    g = some_grammar(seed, classes); rows = r.dirichlet(np.full(classes, .5), n)
+    weight, prior_weight = float(r.uniform(0, 8)), float(r.uniform(0, 1.5))
+    best = max(segmentations(n, classes), key=lambda runs: score(g, rows, runs, weight, prior_weight))
+    found, runs = decode(g, rows, weight=weight, prior_weight=prior_weight)
+    assert runs == best
+    assert found == pytest.approx(score(g, rows, best, weight, prior_weight), rel=1e-5) # `left_over` is a sum
+
+
+def test_all_segmentations_together_are_certain():
+    "Without emissions the score is a log probability: a session begun anywhere is cut in some way."
+    g = some_grammar(1, 2, 2, 4); rows = np.full((10, 2), .5) # the sum over rows nears the integral for long segments
+    assert sum(math.exp(score(g, rows, runs, 0, 0)) for runs in segmentations(10, 2)) == pytest.approx(1, abs=.01)
+
+
+@pytest.mark.parametrize('seed', range(6))
+def test_a_full_lag_is_the_offline_answer(seed):
+    r = rng(seed, 'live'); g = some_grammar(seed, 4); n = int(r.integers(1, 80)); rows = r.dirichlet(np.full(4, .3), n)
+    offline = [s for c, a, b in decode(g, rows)[1] for s in [g.taxonomy.names[c]]*(b - a)]
+    assert list(live_labels(iter(rows), g, n*STEP)) == list(live_labels(iter(rows), g, 1e6)) == offline
+    for lag in (0, 3, 10): # what is committed at a moment owes nothing to rows after lag
+        said = list(live_labels(rows, g, lag*STEP))
+        assert len(said) == n
+        for t in range(0, n - lag, 7):
+            seen = [g.taxonomy.names[c] for c, a, b in decode(g, rows[:t + lag + 1])[1] for _ in range(a, b)]
+            assert said[t] == seen[t]
+    assert list(live_labels([], g)) == []
+
+
+@pytest.mark.parametrize('seed', range(8))
+def test_nothing_is_impossible(seed):
+    "Any sequence of operations, of any durations, is decoded when the evidence for it is strong enough."
+    r = rng(seed, 'any'); g = some_grammar(seed, 5, 3, 9)
+    labels = [int(r.integers(5))]
+    while len(labels) < 12: labels.append(int(r.choice([c for c in range(5) if c != labels[-1]])))
+    lengths = r.choice([1, 2, 30, 900], 12) # .2 s to three minutes
+    rows = np.eye(5)[np.repeat(labels, lengths)]; ends = np.cumsum(lengths).tolist()
+    found, runs = decode(g, rows, weight=2000.)
+    assert np.isfinite(found) and runs == list(zip(labels, [0, *ends], ends))
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_each_round_of_sharpening_explains_the_votes_better(seed):
+    r = rng(seed, 'votes'); duration = int(r.integers(30, 200))*STEP; starts = window_starts(duration)
+    p = r.dirichlet(np.full(4, .5), len(starts)); at = lambda n: (np.arange(n) + .5)*STEP
+    inside = lambda n: (at(n) >= starts[:, None]) & (at(n) < starts[:, None] + CLIP_SECONDS)
+    def likelihood(rows):
+        i = inside(len(rows)); return (p*np.log(i@rows/i.sum(1, keepdims=True))).sum()
+    rounds = [emissions(starts, p, duration, k) for k in (1, 2, 4, 8, 16)]
+    assert all(np.allclose(x.sum(1), 1) and (x >= 0).all() for x in rounds)
+    values = [likelihood(x) for x in rounds]
+    assert values == sorted(values) and values[-1] > values[0]
+    i = inside(len(rounds[0])).T; covered = i.any(1) # the first round is the mean of the windows that cover a moment
+    assert np.allclose(rounds[0][covered], (i@p)[covered]/i.sum(1, keepdims=True)[covered])
+
+
+def clips(seed, odds, n=2000, sharp=4.):
+    "A Markov chain with these odds (C, C), and what a calibrated model says: noisy logits."
+    r = rng(seed, 'clips'); k = len(odds); chain = [0]
+    while len(chain) <= n: chain.append(int(r.choice(k, p=odds[chain[-1]]/odds[chain[-1]].sum())))
+    logits = sharp*np.eye(k)[chain[1:]] + math.sqrt(sharp)*r.normal(size=(n, k))
+    p = np.exp(logits - logits.max(1, keepdims=True)); names = [f'op {c}' for c in chain]
+    return p/p.sum(1, keepdims=True), names[:-1], names[1:]
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_fusion_weighs_the_prior_by_its_worth(seed):
+    g = some_grammar(seed, 5)
+    assert .7 < fit_fusion(*clips(seed, g.transitions), g) < 1.4 # calibrated evidence, a true prior: Bayes' rule is 1
+    assert fit_fusion(*clips(seed, g.transitions), Grammar.learn([], g.taxonomy)) == 0 # all weights tie
+    assert fit_fusion(*clips(seed, np.ones((5, 5))), g) <= .1 # whatever comes before, anything follows
+    assert fit_fusion(*clips(seed, 1/(g.transitions + .1)), g) == 0 # what the grammar thinks rare is common
+
+
+def test_fusion_keeps_what_it_is_given():
+    g = some_grammar(0, 5); p = rng(0, 'fuse').dirichlet(np.ones(5)); names = g.taxonomy.names
+    assert np.allclose(fuse(p, names[1], g, 0), p) and np.allclose(fuse(p, None, g, 1), p)
+    by_name = fuse(dict(zip(names, p)), names[1], g, .7)
+    assert np.allclose(list(by_name.values()), fuse(p, names[1], g, .7)) and math.isclose(sum(by_name.values()), 1)
+    certain = np.eye(5)[2]
+    assert (fuse(certain, names[2], g, 1.) == certain).all() # even what should not follow itself
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_the_fitted_weight_labels_most_moments_right(seed):
+    r = rng(seed, 'weights'); g = some_grammar(seed, 3, 2, 5); grid = (8, 1, .25, 3)
+    truths = [[Segment('op 1', 0, 4), Segment('op 2', 4, 5), Segment('op 1', 9, 13.5)], [Segment('op 2', 1, 6)]]
+    ends, rows = (14., 8.), []
+    for truth, end in zip(truths, ends): # what no segment covers is null, 'op 0'
+        at = (np.arange(round(end/STEP)) + .5)*STEP
+        true = [next((s.operation for s in truth if s.start <= t < s.end), 'op 0') for t in at]
+        blocks = np.repeat(r.dirichlet(np.full(3, .5), -(-len(at)//5)), 5, 0)[:len(at)]
+        rows.append((.4*np.eye(3)[[int(n[-1]) for n in true]] + .6*blocks, at, true))
+    def right(w):
+        lines = [hsmm_timeline(x, g, end, weight=w).segments for (x, *_), end in zip(rows, ends)]
+        return sum(next(s.operation for s in line if t < s.end) == n for line, (_, at, true) in zip(lines, rows)
+                   for t, n in zip(at, true))
+    values = {w: right(w) for w in sorted(grid)}
+    assert fit_weight([x for x, *_ in rows], truths, g, grid) == max(values, key=values.get)
+    assert len(set(values.values())) > 1
