@@ -5,7 +5,8 @@
 Qwen2.5-VL-3B's architecture with random weights (they cost the same as trained ones; TOKENIZER is a folder with the
 real tokenizer), or any checkpoint; NF4, LoRA r=16, 8 pictures of 336x336 an example, 16 examples an optimiser step,
 fp16, memory capped at what a T4 has. Every row is a process of its own on the same examples in the same order. `stock`
-is our trainer with the vision tower left as TRL and transformers run it, and float32 adapters, without which fp16 dies.
+is TRL's trainer as everyone sets it up, with float32 adapters, without which fp16 dies; `ours` is this library's; `kept`
+is ours without gradient checkpointing.
 """
 import argparse, json, os, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
@@ -52,6 +53,29 @@ def examples(path: Path, n: int):
                  dict(split='train', taxonomy='logistics', sampler='uniform', k=8, people=['U0101'], config='bench'))
 
 
+def stock(model: str, shards, out: Path, config):
+    "The recipe that everyone writes."
+    import torch
+    from peft import LoraConfig
+    from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+    from trl import SFTConfig, SFTTrainer
+    from vlmtemporal.backbones import BACKBONES
+    from vlmtemporal.train import training_set
+    gpu = torch.cuda.is_available(); dtype = torch.float16 if gpu else torch.float32
+    bnb = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
+    m = AutoModelForImageTextToText.from_pretrained(model, quantization_config=bnb, dtype=dtype, device_map={'': 0 if gpu else 'cpu'}, attn_implementation='sdpa')
+    args = SFTConfig(
+        output_dir=str(out), max_steps=config.max_steps, learning_rate=config.learning_rate, lr_scheduler_type='cosine', per_device_train_batch_size=config.micro_batch,
+        gradient_accumulation_steps=config.accumulation, max_grad_norm=config.max_grad_norm, save_strategy='no', logging_steps=1, seed=config.seed, fp16=gpu, bf16=False,
+        use_cpu=not gpu, gradient_checkpointing=True, gradient_checkpointing_kwargs=dict(use_reentrant=False), dataloader_num_workers=4 if gpu else 0, max_length=None,
+        remove_unused_columns=False, dataset_kwargs=dict(skip_prepare_dataset=True), report_to=[], disable_tqdm=True)
+    lora = LoraConfig(r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout, task_type='CAUSAL_LM', target_modules=BACKBONES['qwen2.5-vl'].lora_targets)
+    trainer = SFTTrainer(model=m, args=args, train_dataset=training_set(shards), processing_class=AutoProcessor.from_pretrained(model), peft_config=lora)
+    for p in trainer.model.parameters():
+        if p.requires_grad: p.data = p.data.float()
+    return trainer
+
+
 def one(how: str, micro: int, model: str, shards: str, steps: int) -> dict:
     "Seconds of every optimiser step, memory and losses of one recipe."
     import torch
@@ -61,9 +85,9 @@ def one(how: str, micro: int, model: str, shards: str, steps: int) -> dict:
     if gpu:
         torch.cuda.set_per_process_memory_fraction(T4*2**30/torch.cuda.get_device_properties(0).total_memory)
         backbones.compute_dtype = train.compute_dtype = lambda: torch.float16 # a T4 has no bf16
-    config = train.TrainConfig(max_steps=steps, micro_batch=micro, accumulation=16//micro, warmup=0)
-    if how == 'stock': train.freeze_vision = lambda loaded: None
-    trainer = train.make_trainer(backbones.load_model(model), Shards(shards), Path(tempfile.mkdtemp()), config)
+    config = train.TrainConfig(max_steps=steps, micro_batch=micro, accumulation=16//micro, warmup=0, gradient_checkpointing=how != 'kept')
+    data, out = Shards(shards), Path(tempfile.mkdtemp())
+    trainer = stock(model, data, out, config) if how == 'stock' else train.make_trainer(backbones.load_model(model), data, out, config)
     trainer.args.save_strategy = 'no'; stamps = []
     class Clock(__import__('transformers').TrainerCallback):
         def on_step_end(self, *_, **__): torch.cuda.synchronize() if gpu else None; stamps.append(time.perf_counter())

@@ -453,6 +453,16 @@ def _prepare(out: Path, shards: Shards, model, config: TrainConfig, resume: bool
     checkpoint = last_checkpoint(out); write_json(out/'run.json', this)
     return checkpoint
 
+def _at_the_end(checkpoint: Path) -> bool:
+    state = read_json(checkpoint/'trainer_state.json', 'remove this checkpoint and resume the run')
+    return state['global_step'] >= state['max_steps']
+
+def _restore(trainer, checkpoint: Path):
+    "Weights and history of a checkpoint, to be saved and not to be trained."
+    from transformers.trainer_callback import TrainerState
+    trainer._load_from_checkpoint(str(checkpoint))
+    return TrainerState.load_from_json(str(checkpoint/'trainer_state.json'))
+
 def _guard(trainer) -> list[str]:
     "Names of the modules that run in float32 from now on, in every process the same."
     import torch
@@ -480,7 +490,9 @@ def fit(
     set_seed(config.seed); loaded = load_model(model)
     trainer = make_trainer(loaded, data, out, config, stop); wide = _guard(trainer) if trainer.args.fp16 else []
     begin = time.time()
-    with _listening(stop): trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if checkpoint and _at_the_end(checkpoint): trainer.state = _restore(trainer, checkpoint) # the Trainer would take a step too many
+    else:
+        with _listening(stop): trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     state, resumed, took = trainer.state, int(checkpoint.name[11:]) if checkpoint else 0, time.time() - begin
     history = [dict(step=h['step'], loss=h['loss'], learning_rate=h['learning_rate']) for h in state.log_history if 'loss' in h]
     done = state.global_step == state.max_steps # else a checkpoint is written, and an adapter would pretend to be trained
