@@ -52,7 +52,7 @@ class Engine:
         return sample_clip(open_video(video), start, self.sampler, self.k)
     def _answer(self, clip: SampledClip, name: str, decoder: str = 'constrained') -> Prediction:
         example = Example(name, clip.frames, clip.indices, None, name, clip.start, clip.n_frames)
-        with self._turn: return DECODERS[decoder](self.loaded, example, self.taxonomy)
+        with self._turn: return DECODERS[decoder](self.loaded, [example], self.taxonomy)[0]
     def predict(self,
         video: str | Path,
         start: float = 0.,            # seconds into the video

@@ -39,12 +39,15 @@ def predict_all(
     examples: list[Example],
     taxonomy: Taxonomy,
     decoder: str = 'constrained', # or 'generate'
+    batch: int = 8,               # clips at a time
 ) -> list[Prediction]:
     "One prediction a clip, in order."
     if decoder not in DECODERS:
         raise BadInput(f'unknown decoder {decoder!r}', '--decoder', f'use one of {", ".join(DECODERS)}')
     name = 'adapter' if loaded.adapter else 'base'
-    return [DECODERS[decoder](loaded, e, taxonomy) for e in progress(examples, f'predicting with the {name}')]
+    todo, said = iter(progress(examples, f'predicting with the {name}')), []
+    while some := list(islice(todo, batch)): said += DECODERS[decoder](loaded, some, taxonomy)
+    return said
 
 # %% ../nbs/03_eval.ipynb #fe7cdfa1
 def _commit() -> str | None:
