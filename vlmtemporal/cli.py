@@ -276,18 +276,20 @@ def analyze(
     model: Model = 'twin',
     adapter: Adapter = None,
     stride: Annotated[float, typer.Option(help='Seconds between windows.', min=.04)] = 1.,
-    plot: Annotated[Optional[Path], typer.Option(help='Save the timeline as a picture.')] = None,
+    context: Annotated[float, typer.Option(help='Seconds at a window\'s start that it sees and does not speak for.', min=0, max=4)] = 1.,
+    plot: Annotated[Optional[Path], typer.Option(help='Save the timeline as a picture, under the annotation if there is one.')] = None,
     as_json: Json = False,
 ):
-    "The segments of a whole video."
+    "The segments of a whole video, and what comes next at its end."
     from vlmtemporal.video import open_video
     info = open_video(video).info
     from vlmtemporal.engine import Engine
-    engine = Engine(model, adapter); _remark(engine); timeline = engine.analyze(video, stride)
+    engine = Engine(model, adapter); _remark(engine); found = engine.analyze(video, stride, context)
     if plot:
-        from vlmtemporal.timeline import plot_timeline
-        plot_timeline(timeline).save(plot)
-    d = dict(video=str(video), fps=info.fps, **timeline.to_dict())
+        from vlmtemporal.openpack import session_of
+        session = session_of(video); found.picture(session and list(session.segments)).save(plot)
+    d = dict(video=str(video), fps=info.fps, **found.timeline.to_dict())
+    typer.echo(f'{info.duration:.0f} s of video in {found.seconds:.1f} s, {found.windows} windows', err=True)
     _emit(as_json, d, '\n'.join(f"{s['start']:8.2f} {s['end']:8.2f}  {s['operation']} ({s['probability']:.2f})"
                                 for s in d['segments']))
 
@@ -320,7 +322,7 @@ def run_demo(
 ) -> Path:           # the report
     "Every chapter on the mock data and the embedded model; every number is computed here."
     import os, shutil
-    from vlmtemporal import dataset, engine, eval, openpack, sampling, timeline, train, twin
+    from vlmtemporal import dataset, engine, eval, openpack, sampling, train, twin
     say = lambda text: typer.echo(text, err=True)
     root = twin.mock_data(); session = openpack.sessions(root, ('U0108',))[0]; video = session.open()
     say('1/6 sampling: entropy and uniform on one clip'); at = session.segments[2].start
@@ -337,8 +339,8 @@ def run_demo(
                                seed=seed)
     run = train.fit(out/'shards', out/'train', 'twin', config); train.plot_loss(run.history).save(out/'loss.png')
     say('5/6 evaluate: base, fine-tuned, blind'); result = eval.evaluate(out/'shards', 'twin', [run.adapter], seed=seed)
-    say('6/6 timeline of a session'); line = engine.Engine('twin', run.adapter).analyze(session.source, stride=2.)
-    drawn = timeline.plot_timeline(line, list(session.segments)); drawn.save(out/'timeline.png')
+    say('6/6 timeline of a session'); line = engine.Engine('twin', run.adapter).analyze(session.source)
+    drawn = line.picture(list(session.segments)); drawn.save(out/'timeline.png')
     counts = ', '.join(f'{b.examples} {b.split}' for b in built)
     report = eval.save_result(result, out, [
         ('What the model sees', picture, 'Five seconds around a boundary (dashed): the entropy of every frame, '
@@ -350,7 +352,7 @@ def run_demo(
         ('Fine-tuning', train.plot_loss(run.history),
          f'{run.steps} optimiser steps of QLoRA on a CPU in {run.seconds:.0f} s.'),
         (f'A session of {session.subject}, second by second', drawn,
-         'The predicted timeline under the annotated one.')])
+         'The annotation, what the windows say, and the account that obeys the order and the durations of the work.')])
     typer.echo(f'{result.title}\n\n{result._repr_markdown_()}\n\nreport in {report}')
     return report
 

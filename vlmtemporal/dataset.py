@@ -23,6 +23,7 @@ from . import __version__
 from .basics import (BadInput, Picture, VLMTemporalError, atomic_dir, atomic_path, bootstrap_mean,
                                 file_hash, json_hash, progress, rng, write_json, write_text)
 from .clips import KINDS, Clip, boundaries, boundary_clips, kind_of, session_clips
+from .operations import Grammar, fill_gaps
 from .openpack import SPLIT, Session, get_split, person, sessions
 from .prompts import answer_text, messages
 from .sampling import (FPS, NEAR, auc, boundary_distance, clip_grid, get_sampler, largest_gap, list_samplers,
@@ -267,6 +268,9 @@ def _plan_split(root, out, split, found, max_clips, kinds, boosted, settings, ma
                  lacking={s.key: b for s, (_, b) in zip(found, plans) if b})
     about['config'] = json_hash({k: v for k, v in about.items() if k != 'split'})
     about['recipe'] = json_hash([about, [job[0].name for job in jobs], max_bytes])
+    if split == 'train': # what it teaches about order and durations, for those who see the shards alone
+        taxonomy = found[0].taxonomy
+        about['grammar'] = Grammar.learn([fill_gaps(list(s.segments), taxonomy.null) for s in found], taxonomy).to_dict()
     built = Built(split, len(found), asked, len(chosen), str(out/split), about['lacking'])
     return _Plan(jobs, about, built)
 

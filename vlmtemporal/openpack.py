@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WORKSPACE', 'PEOPLE', 'RGB', 'SPLIT', 'SPLITS', 'annotation_path', 'video_path', 'frame_path', 'Row',
            'read_annotation', 'write_annotation', 'person', 'check_split', 'leave_one_out', 'get_split', 'Session',
-           'read_session', 'sessions', 'labels_1hz']
+           'read_session', 'sessions', 'session_of', 'labels_1hz']
 
 # %% ../nbs/01b_openpack.ipynb #b9d90aed
 import csv, io, re, uuid
@@ -240,6 +240,15 @@ def sessions(
     unknown = [s for s in subjects or () if s not in there]
     if unknown: raise BadInput(f'unknown subject {unknown[0]}', root, f'it holds {", ".join(there)}')
     return [read_session(root, p.parts[-4], p.stem) for p in found if not subjects or p.parts[-4] in subjects]
+
+def session_of(
+    video: str | Path, # a video file or folder of frames
+) -> Session | None:
+    "The session whose recording this is, when it lies in OpenPack's layout."
+    video = Path(video).resolve()
+    for subject in video.parents:
+        if list(subject.glob('annotation/openpack-operations/S*.csv')):
+            return next((s for s in sessions(subject.parent, (subject.name,)) if s.source and s.source.resolve() == video), None)
 
 # %% ../nbs/01b_openpack.ipynb #dfa514ba
 def labels_1hz(

@@ -21,11 +21,11 @@ from .clips import CLIP_SECONDS
 STEP = .2   # seconds between moments
 ROUNDS = 16 # that sharpen the votes for `hsmm_timeline`
 
-def _spans(starts: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+def _spans(starts: np.ndarray, n: int, context: float) -> tuple[np.ndarray, np.ndarray]:
     "First and last + 1 of the `n` moments that each window speaks for; between windows with a gap, the nearer one's."
     at, starts = (np.arange(n) + .5)*STEP, np.asarray(starts, float)
     between = np.searchsorted(at, (starts[1:] + starts[:-1] + CLIP_SECONDS)/2)
-    first, stop = np.searchsorted(at, starts), np.searchsorted(at, starts + CLIP_SECONDS)
+    first, stop = np.searchsorted(at, starts + context), np.searchsorted(at, starts + CLIP_SECONDS)
     return np.minimum(first, np.r_[0, between]), np.maximum(stop, np.r_[between, n])
 
 def emissions(
@@ -33,10 +33,11 @@ def emissions(
     probabilities: np.ndarray,  # (W, C) class probabilities of each window
     duration: float,            # seconds
     rounds: int = 1,            # of expectation maximisation: 1 is the plain mean, `ROUNDS` sharpens
+    context: float = 0.,        # seconds at a window's start that it sees and does not speak for
 ) -> np.ndarray:                # float64 (T, C), one row every `STEP` seconds
     "Class probabilities of each moment, from the windows that cover it; from the nearest window where none does."
     n, p = max(int(np.ceil(duration/STEP - 1e-6)), 1), np.asarray(probabilities, float)
-    first, stop = _spans(starts, n); zero = np.zeros((1, p.shape[1])); rows = np.full((n, p.shape[1]), 1/p.shape[1])
+    first, stop = _spans(starts, n, context); zero = np.zeros((1, p.shape[1])); rows = np.full((n, p.shape[1]), 1/p.shape[1])
     for _ in range(rounds):
         total = np.r_[zero, rows.cumsum(0)]; edges = np.zeros((n + 1, p.shape[1]))
         vote = p/np.maximum(total[stop] - total[first], 1e-9)

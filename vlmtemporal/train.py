@@ -294,14 +294,15 @@ def _about(config: TrainConfig, data: Shards, history: list[dict], wide: list[st
                 people=data.index['people'], examples=len(data), steps=history[-1]['step'], loss=round(history[-1]['loss'], 4), float32=wide,
                 processes=_world(), machine=torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU', versions=_versions())
 
-def save_adapter(loaded: Loaded, path: Path, about: dict):
-    "Write the adapter as safetensors, with what it was trained on and for and its card; whole or not at all."
+def save_adapter(loaded: Loaded, path: Path, about: dict, grammar: dict = None):
+    "Write the adapter as safetensors, with what it was trained on and for, the order of work and a card; whole or not at all."
     name = loaded.name if loaded.name == 'twin' or not Path(loaded.name).exists() else loaded.backbone.hub_id # no mount path is published
     with atomic_dir(path) as tmp:
         loaded.model.save_pretrained(tmp, safe_serialization=True)
         lora = read_json(tmp/'adapter_config.json'); lora['base_model_name_or_path'] = name
         write_json(tmp/'adapter_config.json', lora)
         write_json(tmp/'vlmtemporal.json', dict(model=name, fingerprint=loaded.fingerprint, **about))
+        if grammar: write_json(tmp/'grammar.json', grammar)
         write_text(tmp/'README.md', model_card(tmp))
 
 # %% ../nbs/02_train.ipynb #58fae223
@@ -313,7 +314,7 @@ def _measured(adapter: Path, results: Path) -> list[str]:
         if (mine := file_hash(adapter/'adapter_model.safetensors')) not in hashes: raise BadInput('does not evaluate this adapter', results, f'evaluate {adapter}')
         rows = [m for m in r['methods'] if not m['predictions'] or m in (r['methods'][0], r['methods'][1 + hashes.index(mine)])]
         names = list(rows[0]['metrics'])
-        cell = lambda v: f"{v['mean']:.3f} [{v['low']:.3f}, {v['high']:.3f}]"
+        cell = lambda v: '-' if v['mean'] is None else f"{v['mean']:.3f}" + ('' if v['low'] is None else f" [{v['low']:.3f}, {v['high']:.3f}]")
         return [f"{r['title']}, means with 95% intervals; made by `{r['provenance']['command']}`.", '', f"| method | {' | '.join(names)} |", '| --- |' + ' --- |'*len(names),
                 *(f"| {m['name']} | {' | '.join(cell(m['metrics'][n]) for n in names)} |" for m in rows)]
     except (KeyError, TypeError, IndexError): raise BadInput('is no evaluation', results, 'evaluate the adapter again') from None
@@ -443,15 +444,18 @@ def _prepare(out: Path, shards: Shards, model, config: TrainConfig, resume: bool
     if _rank(): return last_checkpoint(out) # the first process does the rest
     if problems := verify(shards):
         raise BadInput(problems[0].partition(': ')[2] + (f', and {len(problems) - 1} more' if problems[1:] else ''), problems[0].partition(': ')[0], 'build the shards again')
-    lasting = {k: v for k, v in asdict(config).items() if k not in _SESSION}
-    this = dict(model=str(model), config=lasting, data=shards.index['config'], shards=[s['sha256'] for s in shards.index['shards']])
+    this = _identity(shards, model, config)
     started = (out/'run.json').exists()
     if started and not resume: raise BadInput('holds a run already', out, 'say --resume to go on with it, or choose another folder')
     if started and (before := read_json(out/'run.json')) != this:
         differs = [k for k in this if this[k] != before.get(k)]
         raise BadInput(f'was started with another {", ".join(differs)}', out, 'give the same, or choose another folder')
-    checkpoint = last_checkpoint(out); write_json(out/'run.json', this)
-    return checkpoint
+    return last_checkpoint(out)
+
+def _identity(shards: Shards, model, config: TrainConfig) -> dict:
+    "What makes a run this run."
+    lasting = {k: v for k, v in asdict(config).items() if k not in _SESSION}
+    return dict(model=str(model), config=lasting, data=shards.index['config'], shards=[s['sha256'] for s in shards.index['shards']])
 
 def _at_the_end(checkpoint: Path) -> bool:
     state = read_json(checkpoint/'trainer_state.json', 'remove this checkpoint and resume the run')
@@ -488,6 +492,7 @@ def fit(
     out, data, stop = Path(out), find_split(shards, 'train'), threading.Event()
     checkpoint = _prepare(out, data, model, config, resume)
     set_seed(config.seed); loaded = load_model(model)
+    if not _rank(): write_json(out/'run.json', _identity(data, model, config)) # from here on the folder is taken
     trainer = make_trainer(loaded, data, out, config, stop); wide = _guard(trainer) if trainer.args.fp16 else []
     begin = time.time()
     if checkpoint and _at_the_end(checkpoint): trainer.state = _restore(trainer, checkpoint) # the Trainer would take a step too many
@@ -498,7 +503,7 @@ def fit(
     done = state.global_step == state.max_steps # else a checkpoint is written, and an adapter would pretend to be trained
     if not _rank():
         write_json(out/'history.json', history)
-        if done: save_adapter(loaded, out/'adapter', _about(config, data, history, wide))
+        if done: save_adapter(loaded, out/'adapter', _about(config, data, history, wide), data.index.get('grammar'))
     return Run(str(out/'adapter') if done else None, str(model), state.global_step, took, resumed, history, state.max_steps, stop.is_set())
 
 # %% ../nbs/02_train.ipynb #65ae8c24
@@ -557,7 +562,7 @@ def publish(
     if about['model'] == 'twin' and TWIN_VERSION.startswith('random'): raise BadInput('belongs to random weights', adapter, 'publish an adapter of a trained model')
     if not get_token(): raise BadInput('no token for the Hub', 'HF_TOKEN', 'set it to a token with write access, or log in with `hf auth login`')
     write_text(Path(adapter)/'README.md', model_card(adapter, results))
-    files = ('adapter_model.safetensors', 'adapter_config.json', 'vlmtemporal.json', 'README.md')
+    files = ('adapter_model.safetensors', 'adapter_config.json', 'vlmtemporal.json', 'grammar.json', 'README.md')
     try:
         HfApi().create_repo(repo, private=private, exist_ok=True)
         return str(HfApi().upload_folder(repo_id=repo, folder_path=adapter, allow_patterns=list(files), commit_message='Adapter with its card').commit_url)
