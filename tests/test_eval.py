@@ -1,0 +1,326 @@
+"Evaluation: numbers that follow from predictions, reports from results, and what no evaluation may be made of."
+import html, json, math, re, shutil
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+
+from vlmtemporal.basics import BadInput, read_json, write_json
+from vlmtemporal.clips import Answer, Clip
+from vlmtemporal.decode import Prediction
+from vlmtemporal.eval import (PHASES, VARIANTS, LeaveOneOut, Panel, Provenance, Result, Variant, _evidence, _trained,
+                              class_table, compare, evaluate, evaluation_set, failures, leave_one_person_out, phases,
+                              rescore, save_result, write_report)
+from vlmtemporal.metrics import mcnemar, tiou
+from vlmtemporal.openpack import sessions
+from vlmtemporal.operations import LOGISTICS
+from vlmtemporal.shards import find_split, write_shards
+
+NAMES = LOGISTICS.names
+
+
+def random_answer(g):
+    s, e = sorted(g.choice(125, 2, replace=False).tolist())
+    return Answer(str(g.choice(NAMES)), s, e, str(g.choice(NAMES)), 1.)
+
+
+def random_prediction(g, clip):
+    if g.random() < .1: return Prediction(clip.id, None, 'none', {})
+    a, p = random_answer(g), g.dirichlet(np.ones(len(NAMES))).tolist()
+    best = NAMES[int(np.argmax(p))]
+    answer = replace(a, dominant_operation=best, confidence=max(p))
+    return Prediction(clip.id, answer, 'constrained', dict(zip(NAMES, p)), latency_ms=1.5)
+
+
+def source(clips, train, models):
+    "What a run would have remembered."
+    adapted = [m.name for m in models[1:]]
+    return Provenance(command='vlmtemporal eval', time='2026-01-01T00:00:00Z', commit='0'*12, seed=0,
+                      decoder='constrained', data=dict(config='c', shards={'shard-000000.tar': 'a'*64},
+                                                          clips=[c.id for c in clips]),
+                      model=dict(name='m', fingerprint='f', weights={'m.safetensors': 'b'*64}, random_weights=False),
+                      adapters=dict.fromkeys(adapted, 'c'*64), training=dict.fromkeys(adapted, {}), machine={},
+                      versions={}, evidence=_evidence(clips, train, models))
+
+
+def random_result(seed, n=24, who=('U0108',)):
+    g = np.random.default_rng(seed)
+    def clip(i):
+        session = f'{who[i % len(who)]}-S0100'
+        return Clip(f'{session}-{i//4:03d}{"abcd"[i % 4]}', session, 5.*i, 125, 150. if i % 4 == 3 else 60.,
+                    random_answer(g) if i % 3 else Answer('Tape', 0, 124, 'Pack'))
+    clips = [clip(i) for i in range(n)]; train = [random_answer(g) for _ in range(30)]
+    models = [_trained(name, [random_prediction(g, c) for c in clips]) for name in ('base', 'fine-tuned')]
+    return Result(LOGISTICS, clips, train, models, source(clips, train, models))
+
+
+def plain(result):
+    "Positions of the clips that are not for AA@1 strict alone."
+    return [i for i, c in enumerate(result.clips) if c.kind != 'anticipation']
+
+
+def hits(result, m, field='dominant_operation'):
+    "For each plain clip, whether the method is right."
+    pairs = [(m.answers[i], result.clips[i].answer) for i in plain(result)]
+    return [a is not None and getattr(a, field) == getattr(true, field) for a, true in pairs]
+
+
+@pytest.fixture(scope='module')
+def result(): return random_result(0)
+
+
+@pytest.fixture(scope='module')
+def written(result, tmp_path_factory):
+    out = tmp_path_factory.mktemp('eval'); save_result(result, out); return out
+
+
+# ---- results.json ----------------------------------------------------------------------------------------------------
+def test_numbers_follow_from_the_file(result, written):
+    d, true = read_json(written/'results.json'), [c.answer for c in result.clips]
+    for key, m in zip(('base_model', 'finetuned_model'), result.models):
+        found = {k: abs(v - np.mean(x)) for (k, v), x in zip(d[key].items(), (
+            hits(result, m), [tiou(m.answers[i], true[i]) >= .5 for i in plain(result)],
+            hits(result, m, 'anticipated_next_operation')))}
+        assert list(found) == ['OCA', 'tIoU@0.5', 'AA@1'] and max(found.values()) < 1e-4
+    inner = [i for i in plain(result) if (true[i].start_frame, true[i].end_frame) != (0, 124)]
+    found = d['methods'][0]['inner_boundary']['mIoU']
+    overlap = [tiou(result.models[0].answers[i], true[i]) for i in inner]
+    assert found['clips'] == len(inner) and abs(found['mean'] - np.mean(overlap)) < 1e-12
+    assert d['methods'][0]['metrics']['AA@1 strict']['clips'] == len(true) - len(plain(result))
+
+
+def test_tables_of_operations(result):
+    m = result.models[0]
+    true = [result.clips[i].answer.dominant_operation for i in plain(result)]
+    said = [m.answers[i] and m.answers[i].dominant_operation for i in plain(result)]
+    for name, row in class_table(result.panel.confusion(m), LOGISTICS).items():
+        tp = sum(t == p == name for t, p in zip(true, said)); p, t = said.count(name), true.count(name)
+        for k, a, b in (('precision', tp, p), ('recall', tp, t), ('F1', 2*tp, p + t)):
+            assert (math.isnan(row[k]) and b == 0) or abs(row[k] - a/b) < 1e-12, (name, k)
+        assert row['support'] == t
+
+
+def test_paired(result, written):
+    base, tuned = (hits(result, m) for m in result.models)
+    t, = read_json(written/'results.json')['paired']
+    assert t['mcnemar']['OCA'] == mcnemar(tuned, base) and t['against'] == 'base'
+    d = t['differences']['all clips']['OCA']
+    assert abs(d['value'] - (np.mean(tuned) - np.mean(base))) < 1e-12 and d['low'] <= d['value'] <= d['high']
+
+
+def test_no_nan_and_the_shape_a_card_reads(written):
+    def refuse(x): raise AssertionError(f'{x} is no JSON')
+    d = json.loads((written/'results.json').read_text(), parse_constant=refuse)
+    assert [m['name'] for m in d['methods'][:2]] == ['base', 'fine-tuned'] and len(d['provenance']['adapters']) == 1
+    assert all(m['predictions'] == [] for m in d['methods'][2:]) and d['provenance']['command'] and d['title']
+    assert all(set(v) == {'mean', 'low', 'high', 'clips'} for m in d['methods'] for v in m['metrics'].values())
+    base, *_, blind = d['methods']
+    assert blind['metrics']['ECE']['mean'] is None and base['calibration']['ECE'] == base['metrics']['ECE']['mean']
+    assert sum(base['calibration']['count']) == base['clips']
+
+
+# ---- again, and changed ----------------------------------------------------------------------------------------------
+def test_the_same_again(result, written, tmp_path):
+    again = rescore(written/'results.json')
+    save_result(again, tmp_path)
+    assert again.to_dict() == read_json(written/'results.json') and not again.changed
+    assert all((tmp_path/p.name).read_bytes() == p.read_bytes() for p in written.iterdir())
+
+
+def test_one_changed_prediction(result, written, tmp_path):
+    d = read_json(written/'results.json')
+    at = next(i for i, (p, c) in enumerate(zip(d['methods'][1]['predictions'], d['clips']))
+              if p['dominant_operation'] not in (None, c['answer']['dominant_operation']) and c['id'][-1] != 'd')
+    d['methods'][1]['predictions'][at]['dominant_operation'] = d['clips'][at]['answer']['dominant_operation']
+    write_json(tmp_path/'results.json', d); other = rescore(tmp_path/'results.json')
+    gain = other.to_dict()['finetuned_model']['OCA'] - d['finetuned_model']['OCA']
+    assert abs(gain - 1/d['methods'][1]['clips']) < 2e-4
+    assert other.to_dict()['base_model'] == d['base_model'] and other.changed and 'CHANGED BY HAND' in other.title
+    save_result(other, tmp_path/'page')
+    pages = [(tmp_path/'page'/f'report.{kind}').read_text() for kind in ('md', 'html')]
+    assert all('were changed after the run' in p for p in pages)
+
+
+BROKEN = { # what is done to results.json, and what the error says
+    'no provenance': (lambda d: d.pop('provenance'), 'is no evaluation'),
+    'no command': (lambda d: d['provenance'].update(command=''), 'without its command'),
+    'no shards': (lambda d: d['provenance']['data'].update(shards={}), 'without its shards'),
+    'a lost prediction': (lambda d: d['methods'][1]['predictions'].pop(3), 'the clip U0108-S0100-000d is missing'),
+    'a lost clip': (lambda d: d['clips'].pop(0), 'the clip U0108-S0100-000a was not asked'),
+    'no prediction': (lambda d: d.update(methods=d['methods'][2:]), 'is no evaluation'),
+    'an odd operation': (lambda d: d['methods'][0]['predictions'][0].update(dominant_operation='Juggle'), "'Juggle'"),
+    'another taxonomy': (lambda d: d.update(taxonomy='openpack'), 'is no operation of openpack'),
+    'nothing': (lambda d: d.clear(), 'is no evaluation')}
+
+
+@pytest.mark.parametrize('what', BROKEN)
+def test_broken_file(what, written, tmp_path):
+    d = read_json(written/'results.json'); harm, says = BROKEN[what]
+    harm(d); write_json(tmp_path/'results.json', d)
+    with pytest.raises(BadInput, match=re.escape(says)): rescore(tmp_path/'results.json')
+
+
+@pytest.mark.parametrize('field', 'command time commit decoder evidence data model adapters training'.split())
+def test_no_result_without_provenance(field, result):
+    fields = asdict(result.provenance); clips = fields['data']['clips']
+    empty = dict(data=dict(clips=clips), model={}, adapters={'x': 'no hash'}, training={})
+    with pytest.raises(BadInput): Provenance(**{**fields, field: empty.get(field, '')})
+    with pytest.raises(TypeError): Provenance(**{k: v for k, v in fields.items() if k != field})
+    for worse in (None, fields):
+        with pytest.raises(BadInput, match='without its provenance'): replace(result, provenance=worse)
+
+
+# ---- reports ---------------------------------------------------------------------------------------------------------
+def test_both_reports_say_the_same(result, written):
+    page, text = (written/'report.html').read_text(), (written/'report.md').read_text()
+    headings = re.findall(r'<h2>(.*?)</h2>', page)
+    assert [html.unescape(h) for h in headings] == re.findall(r'^## (.*)', text, re.M) and len(headings) == 8
+    pictures = re.findall(r'!\[.*?\]\((.*?)\)', text)
+    assert page.count('data:image/png;base64,') == len(pictures) and 'http' not in page and '<script' not in page
+    assert all((written/p).read_bytes()[:4] == b'\x89PNG' for p in pictures) and not list(written.glob('.*'))
+    cells = lambda row: [c.strip() for c in row.strip('|').split('|')]
+    rows = [cells(r) for r in text.splitlines() if r.startswith('|') and not set(r) <= set('|- ')]
+    found = [re.findall(r'<t[dh]>(.*?)</t[dh]>', r) for r in re.findall(r'<tr>(.*?)</tr>', page)]
+    assert rows == [list(map(html.unescape, r)) for r in found]
+    assert result.provenance.evidence in page and result.provenance.evidence in text
+
+
+def test_markup_in_names_is_text(tmp_path):
+    odd = '<img src=x>'
+    page = write_report(tmp_path, odd, [(odd, odd, f'pre:{odd}', f'| {odd} |\n| --- |\n| {odd} |')], odd)
+    assert odd not in page.read_text() and page.read_text().count(html.escape(odd)) == 8
+
+
+def test_results_come_last(result, tmp_path, monkeypatch):
+    "Where a disk is full, no results.json says that all is there."
+    import vlmtemporal.eval as module
+    monkeypatch.setattr(module, 'write_text', lambda *_: (_ for _ in ()).throw(OSError(28, 'No space left on device')))
+    with pytest.raises(OSError): save_result(result, tmp_path)
+    assert not list(tmp_path.glob('*.json')) and not list(tmp_path.glob('report.*'))
+
+
+# ---- failures --------------------------------------------------------------------------------------------------------
+def test_phases_against_counting(mock):
+    g = np.random.default_rng(1); recorded = sessions(mock); s = recorded[-1]
+    starts = np.round(g.uniform(0, s.segments[-1].end - 5, 40)*25)/25
+    clips = [Clip(f'{i}', s.key, float(t), 125, 60., random_answer(g)) for i, t in enumerate(starts)]
+    m, words = _trained('m', [random_prediction(g, c) for c in clips]), ['Tape', 'Pack', 'Wrap']
+    m = replace(m, answers=[a and replace(a, dominant_operation=str(g.choice(words))) for a in m.answers])
+    expected = np.zeros((3, 4), int)
+    for c, a in zip(clips, m.answers):
+        for frame, x in ((f, x) for f in range(125) for x in s.segments if x.operation == 'Tape'):
+            t = c.start + frame/25
+            if not x.start - 1e-6 <= t < x.end - 1e-6: continue
+            phase = 2 if t >= x.end - .5 - 1e-6 else 1 if t >= (x.start + x.end)/2 - 1e-6 else 0
+            named = a is not None and a.start_frame <= frame <= a.end_frame
+            expected[phase, words.index(a.dominant_operation) if named else 3] += 1
+    found = phases(Panel(LOGISTICS, clips, [m], [s.key]*40), recorded)
+    assert len(PHASES) == 3 and (found.counts['m'] == expected).all() and expected.sum() > 50
+
+
+def test_compare_pairs_only_what_is_alike(result):
+    told = [replace(p, answer=c.answer) for p, c in zip(result.models[1].predictions, result.clips)]
+    better = replace(result, models=[result.models[0], _trained('told', told)])
+    rows = compare({'a': result, 'b': better, 'c': random_result(1)}).rows
+    assert rows[0]['differences'] is None is rows[2]['differences'] and rows[1]['metrics']['OCA'] == 1
+    d = rows[1]['differences']['OCA']
+    assert abs(d['value'] - (1 - rows[0]['metrics']['OCA'])) < 1e-12 and d['low'] > 0 and d['p'] < .05
+    assert rows[1]['metrics']['Tape taken for Pack'] == 0
+
+
+def test_persons_are_drawn_together():
+    "Two ids of one human are one group, and the pooled numbers are those of all clips."
+    folds = {'U0103': random_result(2, 16, ('U0103', 'U0210')), 'U0108': random_result(3)}; left = LeaveOneOut(folds)
+    assert set(left.panel.groups) == {'U0103', 'U0108'} and len(left.panel.clips) == 40
+    found = left.panel.reports['fine-tuned']['all clips']['OCA']
+    assert abs(found['value'] - np.mean(sum((hits(f, f.models[1]) for f in folds.values()), []))) < 1e-12
+    assert 'majority, best span' in left.panel.reports
+    assert len(left.to_dict()['methods']) == len(folds['U0103'].panel.methods)
+
+
+# ---- with a model ----------------------------------------------------------------------------------------------------
+@pytest.fixture(scope='module')
+def tiny():
+    from vlmtemporal.train import TrainConfig
+    return TrainConfig(max_steps=2, micro_batch=1, accumulation=1)
+
+
+def test_lopo(mock, tiny, tmp_path, monkeypatch):
+    import vlmtemporal.eval as module
+    def run(clips=1, people=('U0101', 'U0108')):
+        return leave_one_person_out(mock, tmp_path, 'twin', tiny, clips, 2, people, dict(sampler='uniform'))
+    done = run()
+    for who, f in done.folds.items():
+        taught, = f.provenance.training.values()
+        assert who not in taught['people'] and {c.session[:5] for c in f.clips} == {who} and len(plain(f)) == 1
+    assert all((tmp_path/name).exists() for name in ('lopo.json', 'report.md', 'report.html'))
+    assert done.title.startswith('RANDOM WEIGHTS')
+    # one fold is done, the other was killed between its training and its result
+    shutil.rmtree(tmp_path/'U0108'/'shards'); (tmp_path/'U0101'/'results.json').unlink()
+    monkeypatch.setattr(module, 'fit', lambda *_, **__: pytest.fail('it trains again'))
+    again = run()
+    assert not (tmp_path/'U0108'/'shards').exists() and again.folds.keys() == done.folds.keys()
+    assert all(again.folds[w].models[1].answers == f.models[1].answers for w, f in done.folds.items())
+    with pytest.raises(BadInput, match='another clips'): run(clips=2)
+    with pytest.raises(BadInput, match='unknown person'): run(people=['U0999'])
+
+
+def test_failures(mock, tiny, tmp_path):
+    half = Variant('half of the clips', share=.5)
+    table = failures(mock, tmp_path, 'twin', tiny, 1, 4, (VARIANTS[0], half), options=dict(sampler='uniform'))
+    assert [r['variant'] for r in table.rows] == ['as specified', 'half of the clips', 'as specified + grammar']
+    assert all(r['differences'] for r in table.rows[1:])
+    assert [len(rescore(tmp_path/n/'results.json').train) for n in ('as-specified', 'half-of-the-clips')] == [4, 2]
+    d = read_json(tmp_path/'failures.json')
+    assert len(d['rows']) == 3 and set(d['provenance']) == {'as specified', 'half of the clips'}
+    assert 'as specified + grammar' in (tmp_path/'report.md').read_text()
+
+
+def test_protocol_needs_its_clips(shards, tmp_path):
+    "Too few clips; one of the first whose frames were lacking when the shards were built; a shard that is gone."
+    test = find_split(shards, 'test'); whole = evaluation_set(test, 0); n = sum(e.kind == 'boundary' for e in whole)
+    assert [e.key for e in whole] == sorted(test.keys) and n > 2
+    with pytest.raises(BadInput, match=f'holds {n} of {n + 1}'): evaluation_set(test, n + 1)
+    first = next(e.key for e in whole if e.kind == 'boundary'); before = first[:-4] + '000a'
+    members = ((k, test.members(i)) for i, k in enumerate(test.keys) if k != before)
+    about = {k: v for k, v in test.index.items() if k not in ('format', 'examples', 'shards', 'checksum')}
+    write_shards(tmp_path/'test', members, about | dict(lacking={first.rsplit('-', 1)[0]: [before]}))
+    with pytest.raises(BadInput, match=before): evaluation_set(find_split(tmp_path, 'test'), 2)
+    shutil.copytree(shards/'test', tmp_path/'gone'); (tmp_path/'gone'/'shard-000000.tar').unlink()
+    with pytest.raises(BadInput, match='is missing'): evaluate(tmp_path/'gone')
+
+
+def test_refused_before_anything_is_predicted(shards, tiny, tmp_path, monkeypatch):
+    import vlmtemporal.eval as module
+    monkeypatch.setattr(module, 'predict_all', lambda *_: pytest.fail('it predicts'))
+    about = dict(model='twin', taxonomy='logistics', people=['U0101'], config={})
+    from vlmtemporal.backbones import _fingerprint, model_config
+    about['fingerprint'] = _fingerprint(model_config('twin')[0])
+    def adapter(name, **change):
+        (tmp_path/name).mkdir(); (tmp_path/name/'adapter_model.safetensors').touch()
+        write_json(tmp_path/name/'vlmtemporal.json', about | change)
+        return tmp_path/name
+    for a, says in ((adapter('base', fingerprint='x', model='Qwen/other'), 'was trained on Qwen/other, not on twin'),
+                    (adapter('words', taxonomy='openpack'), 'speaks the taxonomy openpack'),
+                    (adapter('leak', people=['U0203']), 'was trained on U0108')):
+        with pytest.raises(BadInput, match=says): evaluate(shards, 'twin', [a], 1)
+    shutil.copytree(shards/'test', tmp_path/'two'/'test')
+    write_shards(tmp_path/'two'/'train', [('a', find_split(shards, 'train').members(0))],
+                 dict(split='train', taxonomy='openpack', sampler='uniform'))
+    with pytest.raises(BadInput, match='train speaks the taxonomy openpack, test logistics'):
+        evaluate(tmp_path/'two', 'twin', clips=1)
+
+
+def test_eval_from_results(cli, written, tmp_path):
+    code, out, _ = cli('eval', written/'results.json', tmp_path/'again')
+    assert code == 0 and 'inner boundary' in out
+    assert read_json(tmp_path/'again'/'results.json') == read_json(written/'results.json')
+    (tmp_path/'none.json').write_text('{}'); code, out, err = cli('eval', tmp_path/'none.json', tmp_path/'x')
+    assert code == 2 and 'is no evaluation' in err and not (tmp_path/'x').exists()
+
+
+def test_runners_refuse_before_they_write(cli, mock, tmp_path):
+    for args, says in ((('lopo', '--person', 'U0999'), 'unknown person U0999'),
+                       (('failures', '--set', 'lr=1'), "unknown setting 'lr'")):
+        code, out, err = cli(args[0], mock, tmp_path/'out', *args[1:])
+        assert code == 2 and out == '' and says in err and not (tmp_path/'out').exists()
