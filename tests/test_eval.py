@@ -1,20 +1,24 @@
 "Evaluation: numbers that follow from predictions, reports from results, and what no evaluation may be made of."
 import html, json, math, re, shutil
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from vlmtemporal.backbones import load_model
 from vlmtemporal.basics import BadInput, read_json, write_json
 from vlmtemporal.clips import Answer, Clip
 from vlmtemporal.decode import Prediction
+from vlmtemporal.engine import Engine
 from vlmtemporal.eval import (PHASES, VARIANTS, LeaveOneOut, Panel, Provenance, Result, Variant, _evidence, _trained,
-                              class_table, compare, evaluate, evaluation_set, failures, leave_one_person_out, phases,
+                              calibrate, class_table, compare, evaluate, evaluation_set, failures, leave_one_person_out, phases,
                               rescore, save_result, write_report)
 from vlmtemporal.metrics import mcnemar, tiou
 from vlmtemporal.openpack import sessions
 from vlmtemporal.operations import LOGISTICS
 from vlmtemporal.shards import find_split, write_shards
+from vlmtemporal.train import TrainConfig, fit
 
 NAMES = LOGISTICS.names
 
@@ -26,7 +30,7 @@ def random_answer(g):
 
 def random_prediction(g, clip):
     if g.random() < .1: return Prediction(clip.id, None, 'none', {})
-    a, p = random_answer(g), g.dirichlet(np.ones(len(NAMES))).tolist()
+    a, p = random_answer(g), g.dirichlet(np.ones(len(NAMES))).round(6).tolist() # as they are written
     best = NAMES[int(np.argmax(p))]
     answer = replace(a, dominant_operation=best, confidence=max(p))
     return Prediction(clip.id, answer, 'constrained', dict(zip(NAMES, p)), latency_ms=1.5)
@@ -241,7 +245,6 @@ def test_persons_are_drawn_together():
 # ---- with a model ----------------------------------------------------------------------------------------------------
 @pytest.fixture(scope='module')
 def tiny():
-    from vlmtemporal.train import TrainConfig
     return TrainConfig(max_steps=2, micro_batch=1, accumulation=1)
 
 
@@ -324,3 +327,14 @@ def test_runners_refuse_before_they_write(cli, mock, tmp_path):
                        (('failures', '--set', 'lr=1'), "unknown setting 'lr'")):
         code, out, err = cli(args[0], mock, tmp_path/'out', *args[1:])
         assert code == 2 and out == '' and says in err and not (tmp_path/'out').exists()
+
+
+def test_calibrated_on_the_validation_person(shards, mock, tmp_path):
+    "Temperature and timeline weight are kept beside the adapter; whoever loads it answers with them."
+    adapter = Path(fit(shards, tmp_path/'run', config=TrainConfig(max_steps=1, micro_batch=2, accumulation=1)).adapter)
+    made = calibrate(shards, adapter, clips=4, root=mock); engine = Engine('twin', adapter)
+    assert made.people == ('U0107',) and made.nll_after <= made.nll_before and made.weight in (.25, .5, .75, 1, 1.5, 2, 3, 4, 6, 8)
+    assert engine.loaded.temperature == made.temperature and engine.weight == made.weight
+    with pytest.raises(BadInput, match='adapter was trained on|trained on'): calibrate(shards/'train', adapter)
+    (adapter/'calibration.json').write_text('{"temperature": -1}')
+    with pytest.raises(BadInput, match='holds no temperature'): load_model('twin', adapter)

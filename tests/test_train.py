@@ -13,7 +13,7 @@ from vlmtemporal.memory import Measured
 from vlmtemporal.shards import Shards
 from vlmtemporal.train import MARKER, TrainConfig, fit, last_checkpoint, make_trainer, merge, model_card, publish
 
-KILLS = int(os.environ.get('VLMTEMPORAL_KILLS', 2)) # ten take some minutes
+KILLS = int(os.environ.get('VLMTEMPORAL_KILLS', 1)) # ten take some minutes
 SETTINGS = [a for s in ('max_steps=6', 'save_steps=2', 'micro_batch=2', 'accumulation=1', 'learning_rate=0.002') for a in ('--set', s)]
 SHORT = TrainConfig(max_steps=3, save_steps=1, micro_batch=2, accumulation=1, learning_rate=2e-3)
 COMMAND = str(Path(sys.executable).parent/'vlmtemporal')
@@ -173,7 +173,7 @@ def hub():
 
 
 def test_published_to_a_hub(whole, tmp_path, hub):
-    "What reaches the Hub: four files, a private repository, the base's Hub id, the token, and no path of this machine."
+    "What reaches the Hub: five files, a private repository, the base's Hub id, the token, and no path of this machine."
     adapter = tmp_path/'adapter'; shutil.copytree(whole/'adapter', adapter); (adapter/'secret.txt').write_text('mine')
     about = json.loads((adapter/'vlmtemporal.json').read_text()); about['model'] = 'Qwen/Qwen2.5-VL-3B-Instruct'; (adapter/'vlmtemporal.json').write_text(json.dumps(about))
     code = 'import sys; from vlmtemporal.cli import main; main()'
@@ -185,7 +185,7 @@ def test_published_to_a_hub(whole, tmp_path, hub):
     create = json.loads(next(b for p, _, b in hub.seen if p == '/api/repos/create')); assert create.get('private') is True or create.get('visibility') == 'private', create
     sent = [json.loads(line) for line in next(b for p, _, b in hub.seen if '/commit/' in p).splitlines()]
     files = {x['value']['path']: base64.b64decode(x['value']['content']) for x in sent if x['key'] == 'file'}
-    assert set(files) == {'adapter_model.safetensors', 'adapter_config.json', 'vlmtemporal.json', 'README.md'}
+    assert set(files) == {'adapter_model.safetensors', 'adapter_config.json', 'vlmtemporal.json', 'grammar.json', 'README.md'}
     card = files['README.md'].decode(); assert 'base_model: Qwen/Qwen2.5-VL-3B-Instruct' in card and 'license_name: qwen-research' in card
     assert files['adapter_model.safetensors'] == (adapter/'adapter_model.safetensors').read_bytes() and str(tmp_path) not in card
 

@@ -6,7 +6,7 @@
 __all__ = ['SIDE', 'BACKBONES', 'SPECIAL', 'CHAT_TEMPLATE', 'TWIN_VERSION', 'WINDOWED', 'Backbone', 'list_backbones',
            'twin_checkpoint', 'find_mounted', 'default_model', 'resolve_model', 'model_config', 'compute_dtype',
            'Loaded', 'load_model', 'run_in_float32', 'check_adapter', 'window_plan', 'window_attention',
-           'freeze_vision']
+           'freeze_vision', 'widen_feed_forward']
 
 # %% ../nbs/02a_backbones.ipynb #2e0e5090
 import json, logging, os, re, warnings
@@ -208,6 +208,7 @@ class Loaded:
     model: object    # a transformers or peft model
     processor: object
     adapter: str | None = None
+    temperature: float = 1. # that makes the adapter's probabilities true, where it was calibrated
     @property
     def is_random(self) -> bool: return self.name == 'twin' and TWIN_VERSION.startswith('random')
 
@@ -249,7 +250,7 @@ def load_model(
         if dtype == torch.float16: _widen(m, wide, adapter)
     for layer in m.modules(): # on some CPUs bitsandbytes computes in bf16 once in eval mode, and never differentiates again
         if hasattr(layer, 'support_avx512bf16_for_cpu'): layer.support_avx512bf16_for_cpu = False
-    return Loaded(str(model), _fingerprint(config), family, m.eval(), processor, str(adapter) if adapter else None)
+    return Loaded(str(model), _fingerprint(config), family, m.eval(), processor, *((str(adapter), _temperature(adapter)) if adapter else ()))
 
 # %% ../nbs/02a_backbones.ipynb #534af7ca
 def _floats(x):
@@ -288,6 +289,14 @@ def _widen(model, names: list[str], adapter):
     for n in names: run_in_float32(known[n])
     head = model.get_output_embeddings()
     if names: head.register_forward_pre_hook(lambda module, args: tuple(a.to(module.weight.dtype) for a in args))
+
+def _temperature(adapter) -> float:
+    "What `calibrate` found, if it was asked."
+    if not (path := Path(adapter)/'calibration.json').exists(): return 1.
+    said = read_json(path, 'calibrate the adapter again')
+    t = said.get('temperature') if isinstance(said, dict) else None
+    if not isinstance(t, (int, float)) or not .01 <= t <= 100: raise BadInput('holds no temperature', path, 'calibrate the adapter again')
+    return float(t)
 
 def check_adapter(
     adapter: str | Path, # a folder that `fit` wrote
@@ -400,3 +409,21 @@ def _same(tower, stock, batched) -> bool | str:
     apart = float((results[0] - results[1]).abs().max()/results[0].abs().max().clamp(min=1e-6))
     tower.config._attn_implementation = was
     return apart <= {torch.float32: 1e-4}.get(tower.dtype, 2e-2) or f'its output differs by {apart:.1e}'
+
+# %% ../nbs/02a_backbones.ipynb #9f902ed9
+def widen_feed_forward(
+    tower,               # a vision tower that is only used, and never saved
+    multiple: int = 64,
+) -> int:                # layers that were widened; quantised ones stay as they are
+    "Pad the inner width of every gated feed-forward part with zeros, in place."
+    import torch
+    from torch.nn.functional import pad
+    done = 0
+    for m in tower.modules():
+        parts = [getattr(m, n, None) for n in ('gate_proj', 'up_proj', 'down_proj')]
+        if any(type(p) is not torch.nn.Linear for p in parts) or not (extra := -parts[2].in_features % multiple): continue
+        for p in parts[:2]:
+            p.weight.data, p.out_features = pad(p.weight.data, (0, 0, 0, extra)), p.out_features + extra
+            if p.bias is not None: p.bias.data = pad(p.bias.data, (0, extra))
+        parts[2].weight.data = pad(parts[2].weight.data, (0, extra)); parts[2].in_features += extra; done += 1
+    return done

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Json', 'Seed', 'Model', 'Adapter', 'Sampler', 'Roi', 'Config', 'Settings', 'Clips', 'MaxClips', 'Workers',
-           'twin', 'sample', 'study', 'build', 'check', 'export', 'train', 'preflight', 'merge', 'publish', 'eval',
-           'failures', 'lopo', 'predict', 'analyze', 'serve', 'demo', 'run_demo', 'doctor', 'examine', 'main']
+           'twin', 'sample', 'study', 'build', 'check', 'export', 'train', 'preflight', 'calibrate', 'merge', 'publish',
+           'eval', 'failures', 'lopo', 'predict', 'analyze', 'serve', 'demo', 'run_demo', 'doctor', 'examine', 'main']
 
 # %% ../nbs/04d_cli.ipynb #3dd97461
 import json, os, sys
@@ -212,6 +212,19 @@ def preflight(
                                 f'train with {" ".join(f"--set {k}={v}" for k, v in cut.items())}')
 
 @app.command()
+def calibrate(
+    shards: Annotated[Path, typer.Argument(help='What `build` wrote, with its validation split.')],
+    adapter: Annotated[Path, typer.Argument(help='Adapter folder that training wrote.')],
+    model: Annotated[Optional[str], typer.Option(help='Its base, where it lies elsewhere than it was trained from.')] = None,
+    root: Annotated[Optional[Path], typer.Option(help='Where the sessions lie: fits the timeline, too.')] = None,
+):
+    "Make an adapter's confidence true, on the validation split; with --root, also how much a timeline trusts its windows."
+    from vlmtemporal.eval import calibrate
+    c = calibrate(shards, adapter, model, root=root)
+    typer.echo(f"temperature {c.temperature} from {c.clips} clips of {', '.join(c.people)}: {c.nll_before} to {c.nll_after} nats a clip"
+               + (f'; weight {c.weight} a second' if c.weight else ''))
+
+@app.command()
 def merge(
     adapter: Annotated[Path, typer.Argument(help='Adapter folder that training wrote.')],
     out: Annotated[Path, typer.Argument(help='Folder of the new checkpoint.')],
@@ -401,7 +414,8 @@ def run_demo(
     config = train.TrainConfig(max_steps=steps, learning_rate=2e-3, micro_batch=4, accumulation=2, save_steps=50,
                                seed=seed)
     run = train.fit(out/'shards', out/'train', 'twin', config); train.plot_loss(run.history).save(out/'loss.png')
-    say('5/6 evaluate: base, fine-tuned, blind'); result = eval.evaluate(out/'shards', 'twin', [run.adapter], seed=seed)
+    say('5/6 calibrate on the validation person; evaluate base, fine-tuned and blind'); eval.calibrate(out/'shards', run.adapter, root=root)
+    result = eval.evaluate(out/'shards', 'twin', [run.adapter], seed=seed)
     say('6/6 timeline of a session'); line = engine.Engine('twin', run.adapter).analyze(session.source)
     drawn = line.picture(list(session.segments)); drawn.save(out/'timeline.png')
     counts = ', '.join(f'{b.examples} {b.split}' for b in built)

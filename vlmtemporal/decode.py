@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from .backbones import Loaded, freeze_vision
+from .backbones import Loaded, freeze_vision, widen_feed_forward
 from .basics import VLMTemporalError, VLMTemporalWarning
 from .clips import Answer
 from .operations import Taxonomy
@@ -249,7 +249,8 @@ def _ready(loaded: Loaded) -> bool:
     "Freeze the vision tower, which batches its windows, and try whether the model heeds a tree's mask; once a model."
     base = _base(loaded)
     if base not in _READY:
-        base.get_submodule(f'model.{loaded.backbone.vision}').requires_grad_(False); freeze_vision(loaded)
+        tower = base.get_submodule(f'model.{loaded.backbone.vision}').requires_grad_(False); freeze_vision(loaded)
+        if next(tower.parameters()).is_cuda: widen_feed_forward(tower)
         _READY[base] = _heeds(loaded.model)
         if not _READY[base]: warnings.warn(f'{loaded.name} does not heed the mask of a tree: answers take many calls',
                                            VLMTemporalWarning, stacklevel=3)
@@ -260,13 +261,13 @@ def constrained(
     loaded: Loaded,
     examples: list[Example],  # one batch
     taxonomy: Taxonomy,
-    temperature: float = 1.,  # of the dominant operation's probabilities, from `fit_temperature`
+    temperature: float = None, # of the dominant operation's probabilities; the adapter's when absent
     ways: int = 2,            # starts that are followed to their best end
     memory: dict = None,      # encoded frames, which clips share that overlap; empty at first
 ) -> list[Prediction]:
     "Fill in the answer's form; always valid."
     import torch
-    begin, trees = time.perf_counter(), _ready(loaded)
+    begin, trees, temperature = time.perf_counter(), _ready(loaded), temperature or loaded.temperature
     if not trees and len(examples) > 1:
         return [p for e in examples for p in constrained(loaded, [e], taxonomy, temperature, ways, memory)]
     device, frames = loaded.model.device, [e.n_frames for e in examples]

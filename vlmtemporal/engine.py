@@ -9,22 +9,17 @@ __all__ = ['Busy', 'Analysis', 'Engine']
 import threading, time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
-import numpy as np
-
 from .backbones import compute_dtype, load_model, model_config
-from .basics import BadInput, Picture, VLMTemporalError, progress, read_json
-from .clips import CLIP_SECONDS, Clip, window_starts
-from .dataset import cut
-from .decode import DECODERS, Prediction, constrained
+from .basics import Picture, VLMTemporalError, read_json
+from .decode import DECODERS, Prediction
 from .memory import free_memory, unpacked
 from .operations import Grammar, Segment, Taxonomy, get_taxonomy
-from .sampling import N_FRAMES, SampledClip, sample_clip
+from .sampling import SampledClip, sample_clip
 from .shards import Example
-from .timeline import ROUNDS, Timeline, emissions, hsmm_timeline, plot_timeline, raw_timeline
-from .video import Video, open_video
+from .timeline import ROUNDS, WEIGHT, Timeline, hsmm_timeline, plot_timeline, raw_timeline, watch
+from .video import open_video
 
 # %% ../nbs/04a_engine.ipynb #baf25721
 class Busy(VLMTemporalError):
@@ -64,6 +59,8 @@ class Engine:
         self.sampler, self.k = sampler or about.get('sampler', 'entropy'), about.get('k', 8)
         learnt = adapter and Path(adapter)/'grammar.json'
         self.grammar = Grammar.load(learnt) if learnt and learnt.exists() else None
+        calibrated = adapter and Path(adapter)/'calibration.json'
+        self.weight = read_json(calibrated).get('weight') or WEIGHT if calibrated and calibrated.exists() else WEIGHT
         self._turn, self._places = threading.Lock(), threading.BoundedSemaphore(queue)
     @contextmanager
     def place(self):
@@ -84,29 +81,15 @@ class Engine:
     ) -> Prediction:
         "What is done in the five seconds after `start`, exactly when, and what comes next."
         return self._answer(self.sample(video, start), f'{Path(video).stem}@{start:g}s', decoder)
-    def _windows(self, source: Video, name: str, stride: float):
-        "Five-second windows of a video, or the whole of a shorter one; one pass, each frame decoded once."
-        if source.info.duration < CLIP_SECONDS:
-            c = sample_clip(source, 0., self.sampler, self.k)
-            return iter([Example(f'{name}@0s', c.frames, c.indices, None, name, 0., c.n_frames)])
-        starts = window_starts(source.info.duration, stride).tolist()
-        return cut(source, [Clip(f'{name}@{s:g}s', name, s, N_FRAMES, None, None) for s in starts], self.sampler, self.k)
     def analyze(self,
         video: str | Path,
         stride: float = 1.,           # seconds between windows
         context: float = 1.,          # seconds at a window's start that it sees and does not speak for
         batch: int = 8,               # windows that are answered at once
     ) -> Analysis:
-        "The segments of a whole video. A frame that several windows show is encoded once."
-        source, begin, memory, starts, said = open_video(video), time.perf_counter(), {}, [], []
-        windows = self._windows(source, Path(video).stem, stride)
-        with progress(None, 'analyzing', len(window_starts(source.info.duration, stride))) as bar:
-            while some := list(islice(windows, batch)):
-                with self._turn: said += constrained(self.loaded, some, self.taxonomy, memory=memory)
-                starts += [e.start for e in some]; bar.update(len(some))
-        if not said: raise BadInput('shows no five seconds without a gap', video, 'give a recording with all of its frames')
-        p = np.array([[x.probabilities[n] for n in self.taxonomy.names] for x in said]); duration = source.info.duration
-        raw = raw_timeline(emissions(starts, p, duration, context=context), self.taxonomy, duration, said[-1].next_probabilities)
-        best = raw if self.grammar is None else hsmm_timeline(emissions(starts, p, duration, ROUNDS, context), self.grammar, duration,
-                                                              said[-1].next_probabilities)
-        return Analysis(best, raw, len(said), time.perf_counter() - begin)
+        "The segments of a whole video."
+        source, begin = open_video(video), time.perf_counter()
+        w = watch(self.loaded, source, self.taxonomy, self.sampler, self.k, stride, context, batch, self._turn)
+        raw = raw_timeline(w.rows(), self.taxonomy, w.duration, w.next)
+        best = raw if self.grammar is None else hsmm_timeline(w.rows(ROUNDS), self.grammar, w.duration, w.next, self.weight)
+        return Analysis(best, raw, len(w.starts), time.perf_counter() - begin)

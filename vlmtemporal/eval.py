@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LEADING', 'PHASES', 'RANDOM_WARNING', 'VARIANTS', 'evaluation_set', 'predict_all', 'Provenance', 'provenance',
            'Method', 'Panel', 'score_table', 'paired_table', 'class_table', 'Result', 'rescore', 'evaluate',
-           'plot_confusion', 'Phases', 'phases', 'with_grammar', 'Comparison', 'compare', 'write_report',
-           'panel_sections', 'result_sections', 'save_result', 'Variant', 'failures', 'LeaveOneOut',
+           'Calibration', 'calibrate', 'plot_confusion', 'Phases', 'phases', 'with_grammar', 'Comparison', 'compare',
+           'write_report', 'panel_sections', 'result_sections', 'save_result', 'Variant', 'failures', 'LeaveOneOut',
            'leave_one_person_out']
 
 # %% ../nbs/03_eval.ipynb #51e542a3
@@ -25,13 +25,14 @@ from .basics import (BadInput, Picture, VLMTemporalError, file_hash, json_hash, 
                                 write_json, write_text)
 from .clips import Answer, Clip, kind_of
 from .dataset import build
-from .decode import DECODERS, Prediction
+from .decode import DECODERS, Prediction, fit_temperature
 from .metrics import (Judgement, boundary_errors, class_f1, clip_report, confusion, judge, mcnemar,
                                  paired_bootstrap, plot_reliability)
 from .openpack import Session, get_split, person, sessions
 from .operations import Grammar, Taxonomy, get_taxonomy
 from .sampling import FPS
 from .shards import Example, Shards, find_split
+from .timeline import ROUNDS, fit_weight, watch
 from .train import TrainConfig, fit
 
 # %% ../nbs/03_eval.ipynb #7c5feaa0
@@ -120,6 +121,10 @@ def _weights(model: str, loaded: Loaded) -> dict:
     revision = getattr(loaded.model.config, '_commit_hash', None)
     return {p.name: file_hash(p) for p in files} or (dict(revision=revision) if revision else {})
 
+def _calibrated(adapter: Path) -> dict:
+    path = adapter/'calibration.json'
+    return dict(calibration=read_json(path)) if path.exists() else {}
+
 def provenance(
     shards: Shards, clips: list[Clip], loaded: Loaded, adapters: list[Path], decoder: str, seed: int, evidence: str,
 ) -> Provenance:
@@ -137,7 +142,7 @@ def provenance(
         model=dict(name=loaded.name, fingerprint=loaded.fingerprint, random_weights=loaded.is_random,
                    weights=_weights(loaded.name, loaded)),
         adapters={str(a): file_hash(a/'adapter_model.safetensors') for a in adapters},
-        training={str(a): read_json(a/'vlmtemporal.json') for a in adapters},
+        training={str(a): read_json(a/'vlmtemporal.json') | _calibrated(a) for a in adapters},
         machine=dict(platform=platform.platform(), python=platform.python_version(),
                      gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None),
         versions={p: _version(p) for p in packages}, evidence=evidence)
@@ -405,6 +410,44 @@ def evaluate(
         models.append(_trained(name, [_prediction(p.to_dict()) for p in said])) # what is written is what is counted
     return Result(test.taxonomy, asked, train, models,
                   provenance(test, asked, loaded, adapters, decoder, seed, _evidence(asked, train, models)))
+
+# %% ../nbs/03_eval.ipynb #a4f78bb0
+@dataclass(frozen=True)
+class Calibration:
+    "How an adapter's probabilities are made true."
+    temperature: float
+    clips: int       # of the validation split
+    nll_before: float # negative log-likelihood of the true label, nats a clip
+    nll_after: float
+    people: tuple[str, ...]
+    weight: float | None = None # of the emissions in `hsmm_timeline`, per second; None when it was not fitted
+
+def _timeline_weight(loaded, val: Shards, about: dict, grammar: Grammar, recorded: list[Session]) -> float:
+    there = [s for s in recorded if person(s.subject) in val.index['people'] and s.source]
+    if not there: raise BadInput('records nobody of the validation split', 'root', f"give the sessions of {', '.join(val.index['people'])}")
+    rows = [watch(loaded, s.open(), val.taxonomy, about['sampler'], about['k']).rows(ROUNDS) for s in there]
+    return fit_weight(rows, [list(s.segments) for s in there], grammar)
+
+def calibrate(
+    shards: str | Path,  # what `build` wrote, with a split 'val'
+    adapter: str | Path, # a folder that `fit` wrote; gets calibration.json
+    model: str = None,   # its base; the one that it names, when absent
+    clips: int = 0,      # the first so many boundary clips by id; 0 for all
+    root: str | Path = None, # where the shards' sessions lie: fits how much the timeline trusts the windows, too
+) -> Calibration:
+    "Fit the temperature of an adapter on clips that it was not trained on, and the weight of its windows on their sessions."
+    val, about = find_split(shards, 'val'), read_json(Path(adapter)/'vlmtemporal.json', 'give the adapter folder that training wrote')
+    model = model or about['model']; _check(Path(adapter), model, val)
+    found = [e for e in evaluation_set(val, clips) if e.kind == 'boundary']; loaded = load_model(model, adapter); loaded.temperature = 1.
+    p, true = [x.probabilities for x in predict_all(loaded, found, val.taxonomy)], [e.answer.dominant_operation for e in found]
+    t = fit_temperature(p, true)
+    def nll(t):
+        logs = np.log(np.maximum([list(x.values()) for x in p], 1e-30))/t; logs -= np.logaddexp.reduce(logs, 1)[:, None]
+        return float(-np.mean([row[val.taxonomy.index(name)] for row, name in zip(logs, true)]))
+    loaded.temperature = t; weight = root and _timeline_weight(loaded, val, about, Grammar.load(Path(adapter)/'grammar.json'), sessions(root))
+    made = Calibration(round(t, 4), len(found), round(nll(1), 4), round(nll(t), 4), tuple(val.index['people']), weight)
+    write_json(Path(adapter)/'calibration.json', asdict(made))
+    return made
 
 # %% ../nbs/03_eval.ipynb #ad17d3e3
 def plot_confusion(

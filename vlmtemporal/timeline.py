@@ -4,18 +4,26 @@
 
 # %% auto #0
 __all__ = ['STEP', 'ROUNDS', 'WEIGHT', 'emissions', 'Timeline', 'raw_timeline', 'plot_timeline', 'HSMM', 'next_operations',
-           'hsmm_timeline', 'live_labels', 'fuse', 'fit_fusion', 'fit_weight']
+           'hsmm_timeline', 'live_labels', 'fuse', 'fit_fusion', 'fit_weight', 'Windows', 'watch']
 
 # %% ../nbs/03b_timeline.ipynb #85a11ce1
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
-from .basics import BadInput, Picture
+from .backbones import Loaded
+from .basics import BadInput, Picture, progress
 from .operations import Grammar, Segment, Taxonomy, fill_gaps
-from .clips import CLIP_SECONDS
+from .clips import CLIP_SECONDS, Clip, window_starts
+from .dataset import cut
+from .decode import constrained
+from .sampling import N_FRAMES, sample_clip
+from .shards import Example
+from .video import Video
 
 # %% ../nbs/03b_timeline.ipynb #ec0e8b39
 STEP = .2   # seconds between moments
@@ -260,3 +268,48 @@ def fit_weight(
         labels = np.concatenate([[c]*(b - a) for c, a, b in _decode(x, grammar, weight, 1.)])
         return (labels == true[np.searchsorted([s.start for s in covering], at, side='right') - 1]).sum()
     return max(sorted(grid), key=lambda w: sum(right(x, t, w) for x, t in zip(rows, truths)))
+
+# %% ../nbs/03b_timeline.ipynb #c8cb0fe2
+@dataclass(frozen=True)
+class Windows:
+    "What a model says about the sliding windows of a video."
+    taxonomy: Taxonomy
+    duration: float           # seconds
+    starts: np.ndarray        # float64 (W,), seconds
+    probabilities: np.ndarray # float64 (W, C) of the dominant operation
+    next: dict[str, float]    # of the last window: operation -> probability of being next
+    context: float            # seconds at a window's start that it sees and does not speak for
+    def rows(self,
+        rounds: int = 1, # as in `emissions`
+    ) -> np.ndarray:     # (T, C)
+        "Class probabilities of each moment."
+        return emissions(self.starts, self.probabilities, self.duration, rounds, self.context)
+
+def _windows(video, name, sampler, k, stride):
+    "Five-second windows of a video as examples without a truth, or the whole of a shorter one."
+    if video.info.duration < CLIP_SECONDS:
+        c = sample_clip(video, 0., sampler, k)
+        return iter([Example(f'{name}@0s', c.frames, c.indices, None, name, 0., c.n_frames)])
+    starts = window_starts(video.info.duration, stride).tolist()
+    return cut(video, [Clip(f'{name}@{s:g}s', name, s, N_FRAMES, None, None) for s in starts], sampler, k)
+
+def watch(
+    loaded: Loaded,
+    video: Video,
+    taxonomy: Taxonomy,
+    sampler: str = 'entropy',
+    k: int = 8,              # frames a window
+    stride: float = 1.,      # seconds between windows
+    context: float = 1.,     # seconds at a window's start that it sees and does not speak for
+    batch: int = 8,          # windows that are answered at once
+    turn=nullcontext(),      # held while the model works
+) -> Windows:
+    "Answer about every window, in one pass over the video."
+    memory, starts, said, windows = {}, [], [], _windows(video, video.info.path, sampler, k, stride)
+    with progress(None, 'analyzing', len(window_starts(video.info.duration, stride))) as bar:
+        while some := list(islice(windows, batch)):
+            with turn: said += constrained(loaded, some, taxonomy, memory=memory)
+            starts += [e.start for e in some]; bar.update(len(some))
+    if not said: raise BadInput('shows no five seconds without a gap', video.info.path, 'give a recording with all of its frames')
+    p = np.array([[x.probabilities[n] for n in taxonomy.names] for x in said])
+    return Windows(taxonomy, video.info.duration, np.array(starts), p, said[-1].next_probabilities, context)

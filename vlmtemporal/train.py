@@ -562,7 +562,7 @@ def publish(
     if about['model'] == 'twin' and TWIN_VERSION.startswith('random'): raise BadInput('belongs to random weights', adapter, 'publish an adapter of a trained model')
     if not get_token(): raise BadInput('no token for the Hub', 'HF_TOKEN', 'set it to a token with write access, or log in with `hf auth login`')
     write_text(Path(adapter)/'README.md', model_card(adapter, results))
-    files = ('adapter_model.safetensors', 'adapter_config.json', 'vlmtemporal.json', 'grammar.json', 'README.md')
+    files = ('adapter_model.safetensors', 'adapter_config.json', 'vlmtemporal.json', 'grammar.json', 'calibration.json', 'README.md')
     try:
         HfApi().create_repo(repo, private=private, exist_ok=True)
         return str(HfApi().upload_folder(repo_id=repo, folder_path=adapter, allow_patterns=list(files), commit_message='Adapter with its card').commit_url)
