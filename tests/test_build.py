@@ -10,7 +10,7 @@ from vlmtemporal.openpack import read_annotation, sessions
 from vlmtemporal.shards import Shards, verify
 from vlmtemporal.twin import make_twin
 
-KILLS = int(os.environ.get('VLMTEMPORAL_KILLS', 4)) # 25 for the real thing
+KILLS = int(os.environ.get('VLMTEMPORAL_KILLS', 2)) # 25 for the real thing
 VLMTEMPORAL = str(Path(sys.executable).parent/'vlmtemporal')
 
 

@@ -403,21 +403,20 @@ def run_demo(
     root = twin.mock_data(); session = openpack.sessions(root, ('U0108',))[0]; video = session.open()
     say('1/6 sampling: entropy and uniform on one clip'); at = session.segments[2].start
     picture = sampling.compare_samplers(video, at - 2.6, boundaries=[at]).picture
-    picture.save(out/'sampling.png')
     say('2/6 study: samplers on all boundaries')
     study = dataset.study(root, seed, cache=out/'shards'/'scores', workers=os.cpu_count())
-    write_json(out/'study.json', study.to_dict()); compared = study.picture(); compared.save(out/'study.png')
+    write_json(out/'study.json', study.to_dict()); compared = study.picture()
     say('3/6 build: shards'); built = dataset.build(root, out/'shards', seed=seed, workers=os.cpu_count())
-    overview = dataset.plot_sessions(openpack.sessions(root)); overview.save(out/'sessions.png')
+    recorded = openpack.sessions(root); overview = dataset.plot_sessions(recorded)
     if (checked := dataset.check(out/'shards')).problems: raise VLMTemporalError(f'{out}/shards: {checked.problems[0]}')
     say('4/6 train: QLoRA'); shutil.rmtree(out/'train', ignore_errors=True)
     config = train.TrainConfig(max_steps=steps, learning_rate=2e-3, micro_batch=4, accumulation=2, save_steps=50,
                                seed=seed)
-    run = train.fit(out/'shards', out/'train', 'twin', config); train.plot_loss(run.history).save(out/'loss.png')
+    run = train.fit(out/'shards', out/'train', 'twin', config)
     say('5/6 calibrate on the validation person; evaluate base, fine-tuned and blind'); eval.calibrate(out/'shards', run.adapter, root=root)
     result = eval.evaluate(out/'shards', 'twin', [run.adapter], seed=seed)
     say('6/6 timeline of a session'); line = engine.Engine('twin', run.adapter).analyze(session.source)
-    drawn = line.picture(list(session.segments)); drawn.save(out/'timeline.png')
+    drawn = line.picture(list(session.segments))
     counts = ', '.join(f'{b.examples} {b.split}' for b in built)
     report = eval.save_result(result, out, [
         ('What the model sees', picture, 'Five seconds around a boundary (dashed): the entropy of every frame, '
@@ -429,7 +428,8 @@ def run_demo(
         ('Fine-tuning', train.plot_loss(run.history),
          f'{run.steps} optimiser steps of QLoRA on a CPU in {run.seconds:.0f} s.'),
         (f'A session of {session.subject}, second by second', drawn,
-         'The annotation, what the windows say, and the account that obeys the order and the durations of the work.')])
+         'The annotation, what the windows say, and the account that obeys the order and the durations of the work.')],
+                              recorded=recorded)
     typer.echo(f'{result.title}\n\n{result._repr_markdown_()}\n\nreport in {report}')
     return report
 
