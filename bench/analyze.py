@@ -5,7 +5,8 @@
 On a GPU: Qwen2.5-VL-3B's architecture with random weights (they cost the same as trained ones; TOKENIZER is a folder with
 the real tokenizer), or any checkpoint; with random weights the segments mean nothing, the time does. On a CPU without a
 checkpoint: `twin`. Decoding, choosing and encoding frames, answering and writing the account are all in the time; the model
-is loaded before and warmed up with one clip. The exit code is 1 when it takes longer than the bound allows.
+is loaded before and warmed up with one clip. A long video: ffmpeg -stream_loop 8 -i mock_data/U0108/.../S0100/*.mp4 -t 600
+-vf scale=640:480 ten.mp4. The exit code is 1 when it takes longer than the bound allows.
 """
 import argparse, platform, tempfile
 from importlib.metadata import version

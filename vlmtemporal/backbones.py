@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SIDE', 'BACKBONES', 'SPECIAL', 'CHAT_TEMPLATE', 'TWIN_VERSION', 'WINDOWED', 'Backbone', 'list_backbones',
            'twin_checkpoint', 'find_mounted', 'default_model', 'resolve_model', 'model_config', 'compute_dtype',
-           'Loaded', 'load_model', 'run_in_float32', 'check_adapter', 'window_plan', 'window_attention',
-           'freeze_vision', 'widen_feed_forward']
+           'Loaded', 'load_model', 'run_in_float32', 'calibration_of', 'check_adapter', 'window_plan',
+           'window_attention', 'freeze_vision', 'widen_feed_forward']
 
 # %% ../nbs/02a_backbones.ipynb #2e0e5090
 import json, logging, os, re, warnings
@@ -250,7 +250,7 @@ def load_model(
         if dtype == torch.float16: _widen(m, wide, adapter)
     for layer in m.modules(): # on some CPUs bitsandbytes computes in bf16 once in eval mode, and never differentiates again
         if hasattr(layer, 'support_avx512bf16_for_cpu'): layer.support_avx512bf16_for_cpu = False
-    return Loaded(str(model), _fingerprint(config), family, m.eval(), processor, *((str(adapter), _temperature(adapter)) if adapter else ()))
+    return Loaded(str(model), _fingerprint(config), family, m.eval(), processor, *((str(adapter), calibration_of(adapter).get('temperature', 1.)) if adapter else ()))
 
 # %% ../nbs/02a_backbones.ipynb #534af7ca
 def _floats(x):
@@ -282,6 +282,7 @@ def _unwrapped(names: list[str]) -> list[str]:
     "What peft's names of modules are called once it is gone."
     return list(dict.fromkeys(re.sub(r'\.(base_layer|lora_.*)$', '', n.removeprefix('base_model.model.')) for n in names))
 
+# %% ../nbs/02a_backbones.ipynb #380d256a
 def _widen(model, names: list[str], adapter):
     "Run these modules in float32, as they were while the adapter was trained; the head takes what comes."
     known = dict(model.named_modules())
@@ -290,13 +291,14 @@ def _widen(model, names: list[str], adapter):
     head = model.get_output_embeddings()
     if names: head.register_forward_pre_hook(lambda module, args: tuple(a.to(module.weight.dtype) for a in args))
 
-def _temperature(adapter) -> float:
-    "What `calibrate` found, if it was asked."
-    if not (path := Path(adapter)/'calibration.json').exists(): return 1.
-    said = read_json(path, 'calibrate the adapter again')
-    t = said.get('temperature') if isinstance(said, dict) else None
+def calibration_of(
+    adapter: str | Path, # a folder that `fit` wrote
+) -> dict:               # temperature, weight and what they rest on; empty when it was not calibrated
+    "What `calibrate` found about an adapter."
+    if not (path := Path(adapter)/'calibration.json').exists(): return {}
+    said = read_json(path, 'calibrate the adapter again'); t = said.get('temperature') if isinstance(said, dict) else None
     if not isinstance(t, (int, float)) or not .01 <= t <= 100: raise BadInput('holds no temperature', path, 'calibrate the adapter again')
-    return float(t)
+    return said
 
 def check_adapter(
     adapter: str | Path, # a folder that `fit` wrote
@@ -371,6 +373,7 @@ def _batched(tower):
     except Exception as e: works = f'{type(e).__name__}: {e}' # another version: slower, never wrong
     return batched if works is True else works
 
+# %% ../nbs/02a_backbones.ipynb #943cb0d8
 def freeze_vision(
     loaded: Loaded,
 ) -> bool:          # whether windows are batched; False for a family that has none
@@ -395,6 +398,7 @@ def freeze_vision(
     tower.forward = frozen
     return way is not None
 
+# %% ../nbs/02a_backbones.ipynb #18657dc2
 def _same(tower, stock, batched) -> bool | str:
     "Do both ways give the same on two small pictures of different, awkward sizes? If not, how far apart they are."
     import torch

@@ -102,6 +102,7 @@ def study(
         result.picture().save(out/'study.png')
     _emit(as_json, result.to_dict(), result._repr_markdown_())
 
+# %% ../nbs/04d_cli.ipynb #0e9c03c0
 @app.command()
 def build(
     root: Annotated[Path, typer.Argument(help="Sessions in OpenPack's layout.")],
@@ -136,6 +137,7 @@ def build(
                        f'(all in {b.path}/index.json)')
     typer.echo(f'to look at: {write_samples(out, out/"samples")}')
 
+# %% ../nbs/04d_cli.ipynb #00231a19
 @app.command()
 def check(
     shards: Annotated[Path, typer.Argument(help='What `build` wrote, or one split of it.')],
@@ -195,6 +197,7 @@ def train(
     typer.echo(f"{run.steps} steps in {run.seconds:.0f} s{went_on}, loss {run.history[-1]['loss']:.3f}; "
                f"adapter in {run.adapter}")
 
+# %% ../nbs/04d_cli.ipynb #d18b4d66
 @app.command()
 def preflight(
     shards: Annotated[Path, typer.Argument(help='What `build` wrote.')],
@@ -224,6 +227,7 @@ def calibrate(
     typer.echo(f"temperature {c.temperature} from {c.clips} clips of {', '.join(c.people)}: {c.nll_before} to {c.nll_after} nats a clip"
                + (f'; weight {c.weight} a second' if c.weight else ''))
 
+# %% ../nbs/04d_cli.ipynb #b5422d99
 @app.command()
 def merge(
     adapter: Annotated[Path, typer.Argument(help='Adapter folder that training wrote.')],
@@ -279,6 +283,7 @@ def eval(
     report = save_result(result, out, recorded=recorded)
     typer.echo(f'{result.title}\n\n{result._repr_markdown_()}\n\nreport in {report}')
 
+# %% ../nbs/04d_cli.ipynb #9fcbde14
 @app.command()
 def failures(
     root: Annotated[Path, typer.Argument(help="Sessions in OpenPack's layout.")],
@@ -302,6 +307,7 @@ def failures(
                      options=_options(sampler, roi, workers), seed=seed)
     _emit(as_json, table.to_dict(), f'{table._repr_markdown_()}\n\nreport in {out/"report.html"}')
 
+# %% ../nbs/04d_cli.ipynb #d517eaf0
 @app.command()
 def lopo(
     root: Annotated[Path, typer.Argument(help="Sessions in OpenPack's layout.")],
@@ -325,6 +331,7 @@ def lopo(
                                 _options(sampler, roi, workers), seed)
     _emit(as_json, done.to_dict(), f'{done.title}\n\n{done._repr_markdown_()}\n\nreport in {out/"report.html"}')
 
+# %% ../nbs/04d_cli.ipynb #ac482291
 @app.command()
 def predict(
     video: Annotated[Path, typer.Argument(help='Video file, or folder of frames.')],
@@ -391,6 +398,7 @@ def demo(
     "The main job, end to end, on the mock data: sample, study, build, fine-tune, evaluate, timeline, report."
     run_demo(out, steps, seed)
 
+# %% ../nbs/04d_cli.ipynb #1b53c915
 def run_demo(
     out: Path,       # gets report.html, results.json and the pictures
     steps: int = 24, # optimiser steps

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .backbones import compute_dtype, load_model, model_config
+from .backbones import calibration_of, compute_dtype, load_model, model_config
 from .basics import Picture, VLMTemporalError, read_json
 from .decode import DECODERS, Prediction
 from .memory import free_memory, unpacked
@@ -59,8 +59,7 @@ class Engine:
         self.sampler, self.k = sampler or about.get('sampler', 'entropy'), about.get('k', 8)
         learnt = adapter and Path(adapter)/'grammar.json'
         self.grammar = Grammar.load(learnt) if learnt and learnt.exists() else None
-        calibrated = adapter and Path(adapter)/'calibration.json'
-        self.weight = read_json(calibrated).get('weight') or WEIGHT if calibrated and calibrated.exists() else WEIGHT
+        self.weight = (calibration_of(adapter) if adapter else {}).get('weight') or WEIGHT
         self._turn, self._places = threading.Lock(), threading.BoundedSemaphore(queue)
     @contextmanager
     def place(self):

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .backbones import Loaded, check_adapter, load_model, model_config, resolve_model
+from .backbones import Loaded, calibration_of, check_adapter, load_model, model_config, resolve_model
 from .baselines import baselines
 from .basics import (BadInput, Picture, VLMTemporalError, file_hash, json_hash, progress, read_json,
                                 write_json, write_text)
@@ -121,10 +121,6 @@ def _weights(model: str, loaded: Loaded) -> dict:
     revision = getattr(loaded.model.config, '_commit_hash', None)
     return {p.name: file_hash(p) for p in files} or (dict(revision=revision) if revision else {})
 
-def _calibrated(adapter: Path) -> dict:
-    path = adapter/'calibration.json'
-    return dict(calibration=read_json(path)) if path.exists() else {}
-
 def provenance(
     shards: Shards, clips: list[Clip], loaded: Loaded, adapters: list[Path], decoder: str, seed: int, evidence: str,
 ) -> Provenance:
@@ -142,7 +138,7 @@ def provenance(
         model=dict(name=loaded.name, fingerprint=loaded.fingerprint, random_weights=loaded.is_random,
                    weights=_weights(loaded.name, loaded)),
         adapters={str(a): file_hash(a/'adapter_model.safetensors') for a in adapters},
-        training={str(a): read_json(a/'vlmtemporal.json') | _calibrated(a) for a in adapters},
+        training={str(a): read_json(a/'vlmtemporal.json') | dict(calibration=calibration_of(a)) for a in adapters},
         machine=dict(platform=platform.platform(), python=platform.python_version(),
                      gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None),
         versions={p: _version(p) for p in packages}, evidence=evidence)
@@ -158,6 +154,7 @@ class Method:
 def _trained(name: str, predictions: list[Prediction]) -> Method:
     return Method(name, [p.answer for p in predictions], predictions)
 
+# %% ../nbs/03_eval.ipynb #4d81f2d6
 @dataclass(frozen=True)
 class Panel:
     "Methods on the same clips."
@@ -257,6 +254,7 @@ def _evidence(clips, train, methods) -> str:
     return json_hash([[c.to_dict() for c in clips], [a.to_dict() for a in train],
                       [[m.name, [p.to_dict() for p in m.predictions]] for m in methods]])
 
+# %% ../nbs/03_eval.ipynb #6601be4f
 @dataclass(frozen=True)
 class Result:
     "An evaluation: models on the same clips. Shows itself as tables."
@@ -738,6 +736,7 @@ def _side_by_side(out: Path, found: dict[str, Result], recorded, splits) -> Comp
         provenance=_nulls({n: asdict(r.provenance) for n, r in found.items()})))
     return table
 
+# %% ../nbs/03_eval.ipynb #9a1b5de4
 def failures(
     root: str | Path,           # sessions in OpenPack's layout
     out: str | Path,            # gets a folder for each variant, failures.json and the reports

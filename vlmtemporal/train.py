@@ -58,6 +58,7 @@ class TrainConfig:
 
 _SESSION = ('max_hours', 'report_to') # may differ when a run is resumed
 
+# %% ../nbs/02_train.ipynb #513826a2
 def train_config(
     file: str | Path = None, # a JSON file with some of the fields
     settings: list = (),     # 'key=value' texts; they win over the file
@@ -158,6 +159,7 @@ def _callbacks(hours: float, stop: threading.Event):
             if _any(late or stop.is_set()) and state.global_step < state.max_steps: control.should_save = control.should_training_stop = True
     return [Progress(), Stop()]
 
+# %% ../nbs/02_train.ipynb #2c7b7926
 def _finite(trainer, out: Path):
     "Stops a run whose loss is no number any more, and says where."
     from transformers import TrainerCallback
@@ -178,6 +180,7 @@ def _listening(stop: threading.Event):
     try: yield
     finally: signal.signal(signal.SIGTERM, before)
 
+# %% ../nbs/02_train.ipynb #b60f3b3a
 def _arguments(config: TrainConfig, out: Path):
     import torch
     from trl import SFTConfig
@@ -196,7 +199,7 @@ def _arguments(config: TrainConfig, out: Path):
     if args.n_gpu > 1: args._n_gpu = 1 # or transformers would split batches over them, pictures and words unlike
     return args
 
-# %% ../nbs/02_train.ipynb #2c7b7926
+# %% ../nbs/02_train.ipynb #0b666c48
 def _trainer_class(shards: Shards, out: Path):
     "`SFTTrainer` that knows which examples its current step has seen, and whose checkpoints are whole or absent."
     import shutil
@@ -229,6 +232,7 @@ def _trainer_class(shards: Shards, out: Path):
         def __getattr__(self, name): return getattr(self.__dict__['inner'], name)
     return Trainer, Collator
 
+# %% ../nbs/02_train.ipynb #a2a0078f
 def make_trainer(
     loaded: Loaded,     # an NF4 base without an adapter
     shards: Shards,
@@ -386,6 +390,7 @@ def _halving(step, micro: int, effective: int) -> tuple[int, Measured | None]:
         except torch.OutOfMemoryError: gc.collect(); torch.cuda.empty_cache()
     return 0, None
 
+# %% ../nbs/02_train.ipynb #ca5eff1e
 @_quiet()
 def preflight(
     shards: str | Path,         # what `build` wrote, or its train split
@@ -452,6 +457,7 @@ def _prepare(out: Path, shards: Shards, model, config: TrainConfig, resume: bool
         raise BadInput(f'was started with another {", ".join(differs)}', out, 'give the same, or choose another folder')
     return last_checkpoint(out)
 
+# %% ../nbs/02_train.ipynb #74ace0d8
 def _identity(shards: Shards, model, config: TrainConfig) -> dict:
     "What makes a run this run."
     lasting = {k: v for k, v in asdict(config).items() if k not in _SESSION}
