@@ -225,9 +225,9 @@ def _trainer_class(shards: Shards, out: Path):
                                        + 'make room on the disk and resume the run') from None
     class Collator:
         "What TRL's makes of a batch, its pictures in the format that the tower computes in, and the rows that it is made of."
-        def __init__(self, inner): self.inner = inner
+        def __init__(self, inner, dtype): self.inner, self.dtype = inner, dtype # asked here: a loader's process may not touch the GPU
         def __call__(self, examples):
-            narrow = lambda k, v: v.to(compute_dtype()) if k.startswith('pixel_values') else v
+            narrow = lambda k, v: v.to(self.dtype) if k.startswith('pixel_values') else v
             return {**{k: narrow(k, v) for k, v in self.inner(examples).items()}, 'rows': torch.tensor([e['row'] for e in examples])}
         def __getattr__(self, name): return getattr(self.__dict__['inner'], name)
     return Trainer, Collator
@@ -249,7 +249,7 @@ def make_trainer(
     lora = LoraConfig(r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout, task_type='CAUSAL_LM', target_modules=loaded.backbone.lora_targets)
     trainer = Trainer(model=loaded.model, args=_arguments(config, out), train_dataset=training_set(shards, rows), processing_class=loaded.processor,
                       peft_config=lora, callbacks=_callbacks(config.max_hours, stop or threading.Event()))
-    trainer.data_collator = Collator(trainer.data_collator); trainer.add_callback(_finite(trainer, out)); trainer.remove_callback(PrinterCallback)
+    trainer.data_collator = Collator(trainer.data_collator, compute_dtype()); trainer.add_callback(_finite(trainer, out)); trainer.remove_callback(PrinterCallback)
     for p in trainer.model.parameters():
         if p.requires_grad: p.data = p.data.to(torch.float32)
     loaded.model = trainer.model; freeze_vision(loaded)
