@@ -400,48 +400,57 @@ def demo(
     seed: Seed = 0,
 ):
     "The main job, end to end, on the mock data: sample, study, build, fine-tune, evaluate, timeline, report."
-    run_demo(out, steps, seed)
+    run_demo(out, steps, seed=seed)
 
 # %% ../nbs/04d_cli.ipynb #1b53c915
 def run_demo(
-    out: Path,       # gets report.html, results.json and the pictures
-    steps: int = 24, # optimiser steps
+    out: Path,                   # gets report.html, results.json and the pictures
+    steps: int = 24,             # optimiser steps
+    learning_rate: float = 2e-3, # its peak
+    micro_batch: int = 4,        # examples in one forward pass
+    accumulation: int = 2,       # forward passes in one step
+    clips: int = 30,             # of the test person; 0 for all
     seed: int = 0,
-) -> Path:           # the report
-    "Every chapter on the mock data and the embedded model; every number is computed here."
-    import os, shutil
-    from vlmtemporal import dataset, engine, eval, openpack, sampling, train, twin
+) -> Path:                       # the report
+    "Every chapter on the mock data and the small model; every number is computed here."
+    import shutil
+    from vlmtemporal import backbones, dataset, engine, eval, openpack, sampling, train, twin
     say = lambda text: typer.echo(text, err=True)
-    root = twin.mock_data(); session = openpack.sessions(root, ('U0108',))[0]; video = session.open()
-    say('1/6 sampling: entropy and uniform on one clip'); at = session.segments[2].start
-    picture = sampling.compare_samplers(video, at - 2.6, boundaries=[at]).picture
-    say('2/6 study: samplers on all boundaries')
+    root, ships = twin.mock_data(), backbones.resolve_adapter(None, 'twin') is not None
+    recorded = openpack.sessions(root); session = next(s for s in recorded if s.subject == 'U0108')
+    say('1/7 sampling: which 8 of 125 frames entropy and uniform choose around one boundary')
+    at = session.segments[2].start
+    picture = sampling.compare_samplers(session.open(), at - 2.6, boundaries=[at]).picture
+    say(f'2/7 study: how near every sampler comes to the boundaries of {len(recorded)} sessions, without a model')
     study = dataset.study(root, seed, cache=out/'shards'/'scores', workers=os.cpu_count())
     write_json(out/'study.json', study.to_dict()); compared = study.picture()
-    say('3/6 build: shards'); built = dataset.build(root, out/'shards', seed=seed, workers=os.cpu_count())
-    recorded = openpack.sessions(root); overview = dataset.plot_sessions(recorded)
+    say('3/7 build: sessions into clips, clips into shards; then every byte is checked')
+    built = dataset.build(root, out/'shards', seed=seed, workers=os.cpu_count()); overview = dataset.plot_sessions(recorded)
     if (checked := dataset.check(out/'shards')).problems: raise VLMTemporalError(f'{out}/shards: {checked.problems[0]}')
-    say('4/6 train: QLoRA'); shutil.rmtree(out/'train', ignore_errors=True)
-    config = train.TrainConfig(max_steps=steps, learning_rate=2e-3, micro_batch=4, accumulation=2, save_steps=50,
-                               seed=seed)
+    say(f'4/7 train: QLoRA of the small model, {steps} steps of {micro_batch*accumulation} examples')
+    shutil.rmtree(out/'train', ignore_errors=True)
+    config = train.TrainConfig(max_steps=steps, learning_rate=learning_rate, micro_batch=micro_batch,
+                               accumulation=accumulation, save_steps=50, seed=seed)
     run = train.fit(out/'shards', out/'train', 'twin', config)
-    say('5/6 calibrate on the validation person; evaluate base, fine-tuned and blind'); eval.calibrate(out/'shards', run.adapter, root=root)
-    result = eval.evaluate(out/'shards', 'twin', [run.adapter], seed=seed)
-    say('6/6 timeline of a session'); line = engine.Engine('twin', run.adapter).analyze(session.source)
-    drawn = line.picture(list(session.segments))
-    counts = ', '.join(f'{b.examples} {b.split}' for b in built)
+    say("5/7 calibrate: true confidence, and the trust in a timeline's windows, on the validation person")
+    eval.calibrate(out/'shards', run.adapter, root=root)
+    say(f'6/7 evaluate: base, fine-tuned{" and the adapter that ships" if ships else ""} on a person never seen, and blind')
+    result = eval.evaluate(out/'shards', 'twin', [run.adapter, *['twin']*ships], clips, seed=seed)
+    say("7/7 timeline and report: that person's session, second by second; intervals, tables and pictures")
+    line = engine.Engine('twin', 'twin' if ships else run.adapter).analyze(session.source)
     report = eval.save_result(result, out, [
         ('What the model sees', picture, 'Five seconds around a boundary (dashed): the entropy of every frame, '
                                          'the frames that each sampler chose, and those frames.'),
         ('Do the samplers find the boundaries?', compared,
          f'{study.clips} clips of {study.sessions} sessions, no model involved.'),
         ('In figures', study._repr_markdown_(), 'Means and 95% intervals, by a bootstrap over sessions.'),
-        ('The data', overview, f'Examples: {counts}. Train, validation and test share no person.'),
+        ('The data', overview, f'Examples: {", ".join(f"{b.examples} {b.split}" for b in built)}. Train, validation and '
+                               'test share no person.'),
         ('Fine-tuning', train.plot_loss(run.history),
          f'{run.steps} optimiser steps of QLoRA on a CPU in {run.seconds:.0f} s.'),
-        (f'A session of {session.subject}, second by second', drawn,
-         'The annotation, what the windows say, and the account that obeys the order and the durations of the work.')],
-                              recorded=recorded)
+        (f'A session of {session.subject}, second by second', line.picture(list(session.segments)),
+         f'By the {"adapter that ships" if ships else "fine-tuned model"}: the annotation, what the windows say, and the '
+         'account that obeys the order and the durations of the work.')], recorded=recorded)
     typer.echo(f'{result.title}\n\n{result._repr_markdown_()}\n\nreport in {report}')
     return report
 
@@ -480,6 +489,7 @@ def examine() -> dict:
 def main():
     "Entry point: errors become one line and an exit code."
     debug = '--debug' in sys.argv; sys.argv = [a for a in sys.argv if a != '--debug']
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE') # read when torch is imported
     import warnings
     from vlmtemporal.basics import VLMTemporalWarning
     if not debug:
