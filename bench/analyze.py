@@ -27,7 +27,7 @@ def main():
     p.add_argument('--batch', type=int, default=8); p.add_argument('--bound', type=float, default=10.)
     a = p.parse_args(); model = a.model or ('twin' if a.tokenizer is None else str(Path(tempfile.gettempdir())/'qwen3b-random'))
     if a.tokenizer and not a.model: full_size(Path(model), a.tokenizer)
-    info = open_video(a.video).info; engine = Engine(model, taxonomy='logistics')
+    info = open_video(a.video).info; engine = Engine(model, 'none', 'logistics')
     engine.grammar = Grammar.learn([[Segment(n, i*7., i*7. + 7) for i, n in enumerate(LOGISTICS.names)]], LOGISTICS)
     engine.predict(a.video)
     found = engine.analyze(a.video, a.stride, batch=a.batch); times = info.duration/found.seconds

@@ -23,7 +23,7 @@ def full_size(path: Path, tokenizer: Path):
     import torch
     from transformers import (PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor,
                               Qwen2VLImageProcessor, Qwen2VLVideoProcessor)
-    from vlmtemporal.backbones import CHAT_TEMPLATE
+    from vlmtemporal.backbones import twin_checkpoint
     if (path/'config.json').exists(): return
     text = dict(hidden_size=2048, intermediate_size=11008, num_hidden_layers=36, num_attention_heads=16, num_key_value_heads=2, vocab_size=151936,
                 rope_theta=1e6, rope_scaling={'type': 'mrope', 'mrope_section': [16, 24, 24]}, max_position_embeddings=128000, tie_word_embeddings=True)
@@ -36,7 +36,7 @@ def full_size(path: Path, tokenizer: Path):
     torch.set_default_dtype(torch.float32); model.save_pretrained(path)
     tok = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer/'tokenizer.json'), eos_token='<|im_end|>', pad_token='<|endoftext|>')
     Qwen2_5_VLProcessor(image_processor=Qwen2VLImageProcessor(min_pixels=28*28*4, max_pixels=336*336), tokenizer=tok,
-                        video_processor=Qwen2VLVideoProcessor(), chat_template=CHAT_TEMPLATE).save_pretrained(path)
+                        video_processor=Qwen2VLVideoProcessor(), chat_template=(twin_checkpoint()/'chat_template.jinja').read_text()).save_pretrained(path)
 
 
 def examples(path: Path, n: int):

@@ -8,7 +8,7 @@ from transformers import (CLIPVisionConfig, LlamaConfig, LlavaNextImageProcessor
                           Qwen3VLForConditionalGeneration, Qwen3VLProcessor, Qwen3VLVideoProcessor, VideoLlama3Config,
                           VideoLlama3ForConditionalGeneration, VideoLlama3ImageProcessor, VideoLlama3Processor, VideoLlama3VideoProcessor)
 
-from vlmtemporal.backbones import BACKBONES, CHAT_TEMPLATE, list_backbones, load_model, twin_checkpoint
+from vlmtemporal.backbones import BACKBONES, list_backbones, load_model, twin_checkpoint
 from vlmtemporal.basics import BadInput
 from vlmtemporal.decode import DECODERS, model_inputs
 from vlmtemporal.memory import budget
@@ -26,6 +26,9 @@ def tokenizer(*more):
     return tok
 
 
+def template(): return (twin_checkpoint()/'chat_template.jinja').read_text()
+
+
 def text_config(tok, **more):
     return dict(TEXT, vocab_size=len(tok), eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id, bos_token_id=tok.pad_token_id, **more)
 
@@ -39,7 +42,7 @@ def qwen3(path):
     edges = {f'vision_{e}_token_id': tok.convert_tokens_to_ids(f'<|vision_{e}|>') for e in ('start', 'end')}
     model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=t, vision_config=v, **ids(tok), **edges))
     size = dict(shortest_edge=64*64, longest_edge=64*64)
-    return model, Qwen3VLProcessor(Qwen2VLImageProcessor(patch_size=16, size=size), tok, Qwen3VLVideoProcessor(), chat_template=CHAT_TEMPLATE)
+    return model, Qwen3VLProcessor(Qwen2VLImageProcessor(patch_size=16, size=size), tok, Qwen3VLVideoProcessor(), chat_template=template())
 
 
 def llava(path):
@@ -58,7 +61,7 @@ def videollama3(path):
     tok = tokenizer(); v = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, patch_size=14)
     model = VideoLlama3ForConditionalGeneration(VideoLlama3Config(text_config=Qwen2Config(**text_config(tok)).to_dict(), vision_config=v, **ids(tok)))
     size = dict(shortest_edge=56*56, longest_edge=56*56)
-    return model, VideoLlama3Processor(VideoLlama3ImageProcessor(size=size), tok, VideoLlama3VideoProcessor(), chat_template=CHAT_TEMPLATE)
+    return model, VideoLlama3Processor(VideoLlama3ImageProcessor(size=size), tok, VideoLlama3VideoProcessor(), chat_template=template())
 
 
 TINY = {'qwen3-vl': qwen3, 'llava-next-video': llava, 'videollama3': videollama3, 'qwen2.5-vl': None}

@@ -1,5 +1,6 @@
 "Answers that are always valid, that agree with free text, and that no batch changes; a parser under fuzz."
 import json
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from torch.nn.functional import pad
 
 from vlmtemporal import decode
-from vlmtemporal.backbones import _twin_config, load_model
+from vlmtemporal.backbones import load_model
 from vlmtemporal.basics import VLMTemporalError, VLMTemporalWarning
 from vlmtemporal.clips import Answer
 from vlmtemporal.decode import constrained, generate, model_inputs
@@ -46,9 +47,9 @@ def spelt(): return digits(load_model('twin', quantize=False))
 def tiny(seed=0):
     "A smaller model yet, with random weights."
     from transformers import Qwen2_5_VLForConditionalGeneration
-    loaded = load_model('twin', quantize=False); config = _twin_config(loaded.processor.tokenizer)
+    loaded = load_model('twin', quantize=False); config = deepcopy(loaded.model.config)
     text, vision = config.text_config, config.vision_config
-    vars(text).update(hidden_size=128, intermediate_size=256, num_hidden_layers=3, layer_types=['full_attention']*3)
+    vars(text).update(hidden_size=128, intermediate_size=256, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=3, layer_types=['full_attention']*3)
     vars(vision).update(depth=1, hidden_size=64, intermediate_size=128, out_hidden_size=128, num_heads=2)
     vision.fullatt_block_indexes, text.rope_parameters['mrope_section'] = [0], [4, 6, 6]
     with torch.random.fork_rng(): torch.manual_seed(seed); model = Qwen2_5_VLForConditionalGeneration(config)

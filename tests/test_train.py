@@ -176,7 +176,7 @@ def test_published_to_a_hub(whole, tmp_path, hub):
     "What reaches the Hub: five files, a private repository, the base's Hub id, the token, and no path of this machine."
     adapter = tmp_path/'adapter'; shutil.copytree(whole/'adapter', adapter); (adapter/'secret.txt').write_text('mine')
     about = json.loads((adapter/'vlmtemporal.json').read_text()); about['model'] = 'Qwen/Qwen2.5-VL-3B-Instruct'; (adapter/'vlmtemporal.json').write_text(json.dumps(about))
-    code = 'import sys; from vlmtemporal.cli import main; main()'
+    code, before = 'import sys; from vlmtemporal.cli import main; main()', tree(adapter)
     def send(*args, token='hf_abc'):
         env = {**os.environ, 'HF_ENDPOINT': f'http://127.0.0.1:{hub.server_port}', 'HF_TOKEN': token, 'HF_HUB_DISABLE_XET': '1', 'HF_HOME': str(tmp_path/'hf')}
         return subprocess.run([sys.executable, '-c', code, 'publish', str(adapter), 'alice/packing', *map(str, args)], capture_output=True, text=True, env=env, timeout=300)
@@ -188,13 +188,14 @@ def test_published_to_a_hub(whole, tmp_path, hub):
     assert set(files) == {'adapter_model.safetensors', 'adapter_config.json', 'vlmtemporal.json', 'grammar.json', 'README.md'}
     card = files['README.md'].decode(); assert 'base_model: Qwen/Qwen2.5-VL-3B-Instruct' in card and 'license_name: qwen-research' in card
     assert files['adapter_model.safetensors'] == (adapter/'adapter_model.safetensors').read_bytes() and str(tmp_path) not in card
+    assert tree(adapter) == before, 'what is published stays as it is'
 
     hub.refuse = True; refused = send(); assert refused.returncode == 1 and 'the Hub refused' in refused.stderr and 'Traceback' not in refused.stderr
     none = send(token=''); assert none.returncode == 2 and 'no token' in none.stderr
     other = tmp_path/'results.json'; other.write_text(json.dumps(dict(title='', methods=[], provenance=dict(adapters={'x': '0'}, command=''))))
     wrong = send('--results', other); assert wrong.returncode == 2 and 'does not evaluate this adapter' in wrong.stderr
     assert send('--results', adapter/'adapter_config.json').returncode == 2
-    with pytest.raises(BadInput, match='random weights'): publish(whole/'adapter', 'alice/packing')
+    with pytest.raises(BadInput, match='no such file'): publish('none', 'alice/packing')
 
 
 def test_merged_into_a_checkpoint_of_its_own(whole, tmp_path):

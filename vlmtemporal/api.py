@@ -73,7 +73,7 @@ def create_app(
     async def healthz() -> dict:
         "Is the service up, and with which model?"
         return dict(status='ok', model=engine.loaded.name, adapter=bool(engine.loaded.adapter),
-                    taxonomy=engine.taxonomy.name, random_weights=engine.loaded.is_random)
+                    taxonomy=engine.taxonomy.name)
 
     @app.post('/predict', responses=_PROBLEMS)
     async def predict(video: Annotated[UploadFile, File(description='A video file')],

@@ -44,10 +44,8 @@ def create_demo(
     adapted = ' with an adapter' if engine.loaded.adapter else ''
     name, words = Path(engine.loaded.name).name, engine.taxonomy.name
     about = f'model `{name}`{adapted}, taxonomy {words}, sampler {engine.sampler}'
-    noise = '\n\n**This model has random weights. Its answers are noise and only show that the system works.**'
-    warning = noise if engine.loaded.is_random else ''
     with gr.Blocks(title='vlmtemporal', analytics_enabled=False, delete_cache=(600, 3600)) as demo:
-        gr.Markdown(f'# vlmtemporal\nWhat is being done, exactly when, and what comes next. {about}.{warning}')
+        gr.Markdown(f'# vlmtemporal\nWhat is being done, exactly when, and what comes next. {about}.')
         with gr.Row():
             with gr.Column():
                 video = gr.Video(label='Video', sources=['upload'])

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .backbones import calibration_of, compute_dtype, load_model, model_config
+from .backbones import calibration_of, compute_dtype, load_model, model_config, resolve_adapter
 from .basics import Picture, VLMTemporalError, read_json
 from .decode import DECODERS, Prediction
 from .memory import free_memory, unpacked
@@ -46,18 +46,19 @@ class Engine:
     and is merged into its base where memory allows."""
     def __init__(self,
         model: str = 'twin',
-        adapter: str | Path = None,
+        adapter: str | Path = None, # a folder that `fit` wrote; 'none'; the model's own when absent, which only `twin` has
         taxonomy: str = None,       # the adapter's, else 'logistics'
         sampler: str = None,        # the adapter's, else 'entropy'
         queue: int = 16,            # requests that may wait or run
     ):
         import torch
+        adapter = resolve_adapter(adapter, model)
         config, _ = model_config(model); roomy = 1.5*unpacked(config, 2 + 2*(compute_dtype() == torch.float32)) < free_memory()
         self.loaded = load_model(model, adapter, quantize=bool(adapter) or not roomy, merge=roomy)
-        about = read_json(Path(adapter)/'vlmtemporal.json') if adapter else {}
+        about = read_json(adapter/'vlmtemporal.json') if adapter else {}
         self.taxonomy: Taxonomy = get_taxonomy(taxonomy or about.get('taxonomy', 'logistics'))
         self.sampler, self.k = sampler or about.get('sampler', 'entropy'), about.get('k', 8)
-        learnt = adapter and Path(adapter)/'grammar.json'
+        learnt = adapter and adapter/'grammar.json'
         self.grammar = Grammar.load(learnt) if learnt and learnt.exists() else None
         self.weight = (calibration_of(adapter) if adapter else {}).get('weight') or WEIGHT
         self._turn, self._places = threading.Lock(), threading.BoundedSemaphore(queue)

@@ -15,7 +15,7 @@ from .engine import Engine
 # %% ../nbs/04_serve.ipynb #e6038e75
 def create_server(
     model: str = 'twin',
-    adapter: str | Path = None,
+    adapter: str | Path = None, # a folder; 'none'; the model's own when absent, which only `twin` has
     example: str | Path = None, # a video that the page offers
 ):
     "The API with the page mounted at `/`."
@@ -24,7 +24,7 @@ def create_server(
 
 def serve(
     model: str = 'twin',
-    adapter: str | Path = None,
+    adapter: str | Path = None, # a folder; 'none'; the model's own when absent, which only `twin` has
     host: str = '127.0.0.1',
     port: int = 8000,
 ):

@@ -8,12 +8,12 @@ __all__ = ['MARKER', 'TrainConfig', 'train_config', 'training_set', 'mark_comple
            'fit', 'launch', 'merge', 'publish']
 
 # %% ../nbs/02_train.ipynb #735fbd41
-import importlib.util, json, math, os, signal, tempfile, threading, time, warnings
+import importlib.util, json, math, os, shutil, signal, tempfile, threading, time, warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from .backbones import (BACKBONES, TWIN_VERSION, Loaded, _quiet, compute_dtype, freeze_vision, load_model, model_config,
+from .backbones import (BACKBONES, Loaded, _quiet, compute_dtype, freeze_vision, load_model, model_config, resolve_adapter,
                                    run_in_float32)
 from .basics import (BadInput, Picture, VLMTemporalError, VLMTemporalWarning, atomic_dir, file_hash, read_json, write_json,
                                 write_text)
@@ -540,12 +540,13 @@ def launch(
 # %% ../nbs/02_train.ipynb #f8fd695d
 @_quiet()
 def merge(
-    adapter: str | Path, # a folder that `fit` wrote
+    adapter: str | Path, # a folder that `fit` wrote, or 'twin'
     out: str | Path,     # gets a whole checkpoint
     model: str = None,   # its base; the one that it names, when absent
 ) -> Path:
     "Write base and adapter as one 16-bit checkpoint (32-bit where that is computed in), safetensors, with processor and card."
-    about = read_json(Path(adapter)/'vlmtemporal.json', 'give the adapter folder that training wrote')
+    adapter = resolve_adapter(adapter) or Path(adapter)
+    about = read_json(adapter/'vlmtemporal.json', 'give the adapter folder that training wrote')
     if Path(out).exists(): raise BadInput('exists already', out, 'choose another folder')
     loaded = load_model(model or about['model'], adapter, merge=True)
     with atomic_dir(out) as tmp:
@@ -555,7 +556,7 @@ def merge(
 
 # %% ../nbs/02_train.ipynb #30c88193
 def publish(
-    adapter: str | Path,        # a folder that `fit` wrote
+    adapter: str | Path,        # a folder that `fit` wrote, or 'twin'; stays as it is
     repo: str,                  # OWNER/NAME on the Hub
     results: str | Path = None, # results.json of an evaluation of it, for the card
     private: bool = True,
@@ -563,14 +564,17 @@ def publish(
     "Push an adapter with its card to the Hugging Face Hub."
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-    about = read_json(Path(adapter)/'vlmtemporal.json', 'give the adapter folder that training wrote')
+    adapter = resolve_adapter(adapter) or Path(adapter)
+    about = read_json(adapter/'vlmtemporal.json', 'give the adapter folder that training wrote')
     if 'fingerprint' not in about: raise BadInput('does not say which model it belongs to', adapter, 'train it again')
-    if about['model'] == 'twin' and TWIN_VERSION.startswith('random'): raise BadInput('belongs to random weights', adapter, 'publish an adapter of a trained model')
     if not get_token(): raise BadInput('no token for the Hub', 'HF_TOKEN', 'set it to a token with write access, or log in with `hf auth login`')
-    write_text(Path(adapter)/'README.md', model_card(adapter, results))
-    files = ('adapter_model.safetensors', 'adapter_config.json', 'vlmtemporal.json', 'grammar.json', 'calibration.json', 'README.md')
-    try:
-        HfApi().create_repo(repo, private=private, exist_ok=True)
-        return str(HfApi().upload_folder(repo_id=repo, folder_path=adapter, allow_patterns=list(files), commit_message='Adapter with its card').commit_url)
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as e:
-        raise VLMTemporalError(f'{repo}: the Hub refused ({str(e).splitlines()[0][:200]})') from None
+    files = ('adapter_model.safetensors', 'adapter_config.json', 'vlmtemporal.json', 'grammar.json', 'calibration.json')
+    with tempfile.TemporaryDirectory() as tmp:
+        for name in files:
+            if (adapter/name).exists(): shutil.copy(adapter/name, tmp)
+        write_text(Path(tmp)/'README.md', model_card(adapter, results))
+        try:
+            HfApi().create_repo(repo, private=private, exist_ok=True)
+            return str(HfApi().upload_folder(repo_id=repo, folder_path=tmp, commit_message='Adapter with its card').commit_url)
+        except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as e:
+            raise VLMTemporalError(f'{repo}: the Hub refused ({str(e).splitlines()[0][:200]})') from None

@@ -899,6 +899,7 @@ def make_twin(
     frames: bool = False,         # JPEG folders at 15 fps instead of videos at 25 fps
     size: tuple = None,           # width, height; 640x480, and 1280x720 for frames
     crf: int = 30,                # of x264: higher is smaller and coarser
+    only: tuple = (),             # render these of the subjects alone; everybody when empty
 ) -> Path:
     "Render a digital twin in OpenPack's layout; the same arguments give the same files"
     for name, value, most in (('subjects', subjects, 99), ('sessions', sessions, 99), ('boxes', boxes, 999)):
@@ -906,10 +907,13 @@ def make_twin(
     out, size = Path(out), tuple(size or ((1280, 720) if frames else (640, 480)))
     if len(size) != 2 or any(n < 32 or n % 2 for n in size):
         raise BadInput(f'{size} cannot be encoded', 'size', 'give an even width and height of 32 or more')
-    todo = [(f'U{100 + i:04d}', f'S{j:02d}00') for i in range(1, subjects + 1) for j in range(1, sessions + 1)]
+    people, only = [f'U{100 + i:04d}' for i in range(1, subjects + 1)], sorted(set(only))
+    if unknown := [u for u in only if u not in people]:
+        raise BadInput(f'no subject {unknown[0]}', 'only', f'use some of {people[0]} to {people[-1]}')
+    todo = [(u, f'S{j:02d}00') for u in only or people for j in range(1, sessions + 1)]
     scripts = [session_script(seed, *name, boxes, taxonomy) for name in todo]
     _claim(out, dict(seed=seed, subjects=subjects, sessions=sessions, boxes=boxes, taxonomy=taxonomy, frames=frames,
-                     size=list(size), crf=crf))
+                     size=list(size), crf=crf) | (dict(only=only) if only else {}))
     missing = [s for s in scripts if not annotation_path(out, s.subject, s.session).exists()]
     kept = f' ({len(todo) - len(missing)} of {len(todo)} already there)' if len(missing) < len(todo) else ''
     for script in progress(missing, f'digital twin{kept}'): _write_session(script, out, frames, size, crf)
