@@ -9,6 +9,7 @@ import pytest
 from vlmtemporal.backbones import load_model
 from vlmtemporal.basics import BadInput, read_json, write_json
 from vlmtemporal.clips import Answer, Clip
+from vlmtemporal.dataset import build
 from vlmtemporal.decode import Prediction
 from vlmtemporal.engine import Engine
 from vlmtemporal.eval import (PHASES, VARIANTS, LeaveOneOut, Panel, Provenance, Result, Variant, _evidence, _trained,
@@ -18,7 +19,7 @@ from vlmtemporal.metrics import mcnemar, tiou
 from vlmtemporal.openpack import sessions
 from vlmtemporal.operations import LOGISTICS
 from vlmtemporal.shards import find_split, write_shards
-from vlmtemporal.train import TrainConfig, fit
+from vlmtemporal.train import TrainConfig, fit, make_trainer
 
 NAMES = LOGISTICS.names
 
@@ -269,14 +270,41 @@ def test_lopo(mock, tiny, tmp_path, monkeypatch):
 
 
 def test_failures(mock, tiny, tmp_path):
-    half = Variant('half of the clips', share=.5)
-    table = failures(mock, tmp_path, 'twin', tiny, 1, 4, (VARIANTS[0], half), options=dict(sampler='uniform'))
-    assert [r['variant'] for r in table.rows] == ['as specified', 'half of the clips', 'as specified + grammar']
-    assert all(r['differences'] for r in table.rows[1:])
+    half = Variant('half of the clips', share=.5); specified, _, second, *_ = VARIANTS
+    table = failures(mock, tmp_path, 'twin', tiny, 1, 4, (specified, second, half), options=dict(sampler='uniform'))
+    assert [r['variant'] for r in table.rows] == ['as specified', 'preceding second', 'half of the clips', 'as specified + grammar']
+    assert all(r['differences'] for r in table.rows[1:]), 'all are asked about the same clips'
     assert [len(rescore(tmp_path/n/'results.json').train) for n in ('as-specified', 'half-of-the-clips')] == [4, 2]
+    led = tmp_path/'preceding-second'
+    assert {find_split(led/'shards', s).index['lead'] for s in ('train', 'test')} == {1} == {read_json(led/'run'/'adapter'/'vlmtemporal.json')['lead']}
     d = read_json(tmp_path/'failures.json')
-    assert len(d['rows']) == 3 and set(d['provenance']) == {'as specified', 'half of the clips'}
+    assert len(d['rows']) == 4 and set(d['provenance']) == {'as specified', 'preceding second', 'half of the clips'}
     assert 'as specified + grammar' in (tmp_path/'report.md').read_text()
+
+
+def test_remedies_are_what_the_specification_proposes():
+    assert [v.name for v in VARIANTS] == ['as specified', 'Tape/Pack within 0.5 s', 'preceding second', 'half of the clips', 'sliding clips too']
+    assert VARIANTS[0] == Variant('as specified') and VARIANTS[1].build == dict(hard_jitter=.5) and VARIANTS[2].both == dict(lead=1.)
+
+
+def test_a_model_is_asked_as_it_was_trained(mock, shards, tiny, tmp_path, video):
+    "An adapter that saw the second before sees it again, here and in use; one that did not is not shown it."
+    for who in ('U0102', 'U0108'): shutil.copytree(mock/who, tmp_path/'two'/who)
+    build(tmp_path/'two', tmp_path/'led', sampler='uniform', lead=1.)
+    train = find_split(tmp_path/'led', 'train'); pictures = [len(train.meta(i)['indices']) for i in range(len(train))]
+    assert set(pictures) >= {8, 10}, 'a batch of both kinds'
+    mixed = make_trainer(load_model('twin'), train, tmp_path/'mixed', replace(tiny, micro_batch=2), rows=[pictures.index(8), pictures.index(10)])
+    mixed.train(); assert math.isfinite(mixed.state.log_history[0]['loss'])
+    led = Path(fit(tmp_path/'led', tmp_path/'run', config=tiny).adapter); engine = Engine('twin', led)
+    assert engine.sample(video, 20.).indices.tolist()[:3] == [-19, -7, 7] and len(engine.sample(video).indices) == 8
+    assert engine.predict(video, 20.).answer and engine.analyze(video, stride=30.).windows > 2
+    with pytest.raises(BadInput, match='with a lead of 1 s, the shards have 0 s'): evaluate(shards, 'twin', [led], 1)
+    alone = Path(fit(shards, tmp_path/'alone', config=tiny).adapter)
+    shown = []; import vlmtemporal.eval as module; predict = module.predict_all
+    def seen(loaded, examples, *rest): shown.append({len(e.indices) for e in examples}); return predict(loaded, examples, *rest)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, 'predict_all', seen); evaluate(tmp_path/'led', 'twin', [led, alone], 2)
+    assert shown[0] == shown[1] and 10 in shown[0] and shown[2] == {8}
 
 
 def test_protocol_needs_its_clips(shards, tmp_path):

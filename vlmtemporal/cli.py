@@ -117,6 +117,10 @@ def build(
     splits: Annotated[Optional[str], typer.Option(
         help='Who is on which side: specification, rgb (the subjects whose colour frames exist) or leave-out:SUBJECT. '
              'The first, or where it has nobody the second, when absent.')] = None,
+    lead: Annotated[float, typer.Option(help='Seconds before a clip that are shown with it, two pictures each; an adapter '
+                                             'that was trained so is asked so.', min=0, max=5)] = 0.,
+    hard_jitter: Annotated[float, typer.Option(help='Seconds that a boundary between Tape and Pack may be off its place in a '
+                                                    'clip; it is 0.5 everywhere else.', min=0, max=2)] = 1.,
     workers: Annotated[Optional[int], typer.Option(help='Cores; all when absent.', min=1)] = None,
     seed: Seed = 0,
 ):
@@ -128,7 +132,8 @@ def build(
     import os
     from vlmtemporal.dataset import build, write_samples
     built = build(root, out, split, sampler, max_clips=max_clips, seed=seed, workers=workers or os.cpu_count(),
-                  kinds=tuple(clips.split(',')), roi=_region(roi), boosted=boosted, splits=splits)
+                  kinds=tuple(clips.split(',')), roi=_region(roi), boosted=boosted, splits=splits,
+                  lead=lead, hard_jitter=hard_jitter)
     for b in built:
         drawn = sum(map(len, b.lacking.values())); drawn = f', drawn from {b.clips - drawn}' if b.examples < b.clips - drawn else ''
         typer.echo(f'{b.split}: {b.examples} examples from {b.sessions} sessions in {b.path}{drawn}')
@@ -359,7 +364,9 @@ def analyze(
     model: Model = 'twin',
     adapter: Adapter = None,
     stride: Annotated[float, typer.Option(help='Seconds between windows.', min=.04)] = 1.,
-    context: Annotated[float, typer.Option(help='Seconds at a window\'s start that it sees and does not speak for.', min=0, max=4)] = 1.,
+    context: Annotated[Optional[float], typer.Option(
+        help="Seconds at a window's start that it sees and does not speak for; 1, or 0 where the adapter was trained with a lead.",
+        min=0, max=4)] = None,
     plot: Annotated[Optional[Path], typer.Option(help='Save the timeline as a picture, under the annotation if there is one.')] = None,
     as_json: Json = False,
 ):

@@ -23,7 +23,7 @@ from .backbones import Loaded, calibration_of, check_adapter, load_model, model_
 from .baselines import baselines
 from .basics import (BadInput, Picture, VLMTemporalError, file_hash, json_hash, progress, read_json,
                                 write_json, write_text)
-from .clips import Answer, Clip, kind_of
+from .clips import JITTER, Answer, Clip, kind_of
 from .dataset import build
 from .decode import DECODERS, Prediction, fit_temperature
 from .metrics import (Judgement, boundary_errors, class_f1, clip_report, confusion, judge, mcnemar,
@@ -374,10 +374,19 @@ def _check(adapter: Path, model: str, test: Shards):
     if about['taxonomy'] != test.taxonomy.name:
         raise BadInput(f"speaks the taxonomy {about['taxonomy']}, the shards {test.taxonomy.name}", adapter,
                        'evaluate it on shards of its own')
+    if (lead := about.get('lead', 0.)) not in (0, shown := test.index.get('lead', 0.)):
+        raise BadInput(f'was trained with a lead of {lead:g} s, the shards have {shown:g} s', adapter,
+                       f'build them with --lead {lead:g}')
     tested = {person(key.split('-')[0]) for key in test.keys}
     if known := sorted(tested & {person(p) for p in about['people']}):
         raise BadInput(f'was trained on {", ".join(known)}, who is tested', adapter,
                        'test on people whom it has never seen')
+
+def _as_trained(examples: list[Example], adapter: Path | None) -> list[Example]:
+    "The examples, without what lies before the clip where the adapter was trained on the clip alone."
+    if adapter is None or read_json(Path(adapter)/'vlmtemporal.json').get('lead'): return examples
+    inside = [e.indices >= 0 for e in examples]
+    return [replace(e, frames=e.frames[i], indices=e.indices[i]) for e, i in zip(examples, inside)]
 
 def _names(adapters: list[Path]) -> list[str]:
     short = [a.parent.name or a.name for a in adapters]
@@ -404,7 +413,7 @@ def evaluate(
     train = [Answer.from_dict(learnt.meta(i)['answer']) for i in range(len(learnt))] if learnt else []
     models = []
     for a, name in zip([None, *adapters], [f'base ({Path(model).name})', *_names(adapters)]):
-        loaded = load_model(model, a); said = predict_all(loaded, examples, test.taxonomy, decoder)
+        loaded = load_model(model, a); said = predict_all(loaded, _as_trained(examples, a), test.taxonomy, decoder)
         models.append(_trained(name, [_prediction(p.to_dict()) for p in said])) # what is written is what is counted
     return Result(test.taxonomy, asked, train, models,
                   provenance(test, asked, loaded, adapters, decoder, seed, _evidence(asked, train, models)))
@@ -423,7 +432,7 @@ class Calibration:
 def _timeline_weight(loaded, val: Shards, about: dict, grammar: Grammar, recorded: list[Session]) -> float:
     there = [s for s in recorded if person(s.subject) in val.index['people'] and s.source]
     if not there: raise BadInput('records nobody of the validation split', 'root', f"give the sessions of {', '.join(val.index['people'])}")
-    rows = [watch(loaded, s.open(), val.taxonomy, about['sampler'], about['k']).rows(ROUNDS) for s in there]
+    rows = [watch(loaded, s.open(), val.taxonomy, about['sampler'], about['k'], lead=about.get('lead', 0.)).rows(ROUNDS) for s in there]
     return fit_weight(rows, [list(s.segments) for s in there], grammar)
 
 def calibrate(
@@ -437,7 +446,7 @@ def calibrate(
     val, about = find_split(shards, 'val'), read_json(Path(adapter)/'vlmtemporal.json', 'give the adapter folder that training wrote')
     model = model or about['model']; _check(Path(adapter), model, val)
     found = [e for e in evaluation_set(val, clips) if e.kind == 'boundary']; loaded = load_model(model, adapter); loaded.temperature = 1.
-    p, true = [x.probabilities for x in predict_all(loaded, found, val.taxonomy)], [e.answer.dominant_operation for e in found]
+    p, true = [x.probabilities for x in predict_all(loaded, _as_trained(found, adapter), val.taxonomy)], [e.answer.dominant_operation for e in found]
     t = fit_temperature(p, true)
     def nll(t):
         logs = np.log(np.maximum([list(x.values()) for x in p], 1e-30))/t; logs -= np.logaddexp.reduce(logs, 1)[:, None]
@@ -715,8 +724,10 @@ class Variant:
     name: str
     build: dict = field(default_factory=dict) # arguments of `build`, for the training split alone
     share: float = 1.                         # of the training clips of the first variant
+    both: dict = field(default_factory=dict)  # arguments of `build`, for what is trained on and for what is asked
 
-VARIANTS = (Variant('as specified'), Variant('half of the clips', share=.5),
+VARIANTS = (Variant('as specified'), Variant('Tape/Pack within 0.5 s', dict(hard_jitter=JITTER)),
+            Variant('preceding second', both=dict(lead=1.)), Variant('half of the clips', share=.5),
             Variant('sliding clips too', dict(kinds=('boundary', 'anticipation', 'sliding'))))
 
 def _side_by_side(out: Path, found: dict[str, Result], recorded, splits) -> Comparison:
@@ -756,7 +767,7 @@ def failures(
     for v in variants:
         n = max_clips if v.share == 1 else max(1, round(v.share*len(found[variants[0].name].train)))
         found[v.name] = _fold(root, out/re.sub(r'\W+', '-', v.name), model, config, clips, seed,
-                              dict(options, splits=splits), dict(v.build, max_clips=n), recorded)
+                              dict(options, splits=splits, **v.both), dict(v.build, max_clips=n), recorded)
     return _side_by_side(out, found, recorded, splits)
 
 # %% ../nbs/03_eval.ipynb #b468bd71

@@ -279,19 +279,26 @@ class Windows:
     probabilities: np.ndarray # float64 (W, C) of the dominant operation
     next: dict[str, float]    # of the last window: operation -> probability of being next
     context: float            # seconds at a window's start that it sees and does not speak for
+    def read(self,
+        grammar: Grammar = None, # of the order and durations of work
+        weight: float = WEIGHT,  # of the windows against it, per second
+    ) -> Timeline:
+        "The windows as they stand, or the account that obeys a grammar."
+        if grammar is None: return raw_timeline(self.rows(), self.taxonomy, self.duration, self.next)
+        return hsmm_timeline(self.rows(ROUNDS), grammar, self.duration, self.next, weight)
     def rows(self,
         rounds: int = 1, # as in `emissions`
     ) -> np.ndarray:     # (T, C)
         "Class probabilities of each moment."
         return emissions(self.starts, self.probabilities, self.duration, rounds, self.context)
 
-def _windows(video, name, sampler, k, stride):
+def _windows(video, name, sampler, k, stride, lead):
     "Five-second windows of a video as examples without a truth, or the whole of a shorter one."
     if video.info.duration < CLIP_SECONDS:
         c = sample_clip(video, 0., sampler, k)
         return iter([Example(f'{name}@0s', c.frames, c.indices, None, name, 0., c.n_frames)])
     starts = window_starts(video.info.duration, stride).tolist()
-    return cut(video, [Clip(f'{name}@{s:g}s', name, s, N_FRAMES, None, None) for s in starts], sampler, k)
+    return cut(video, [Clip(f'{name}@{s:g}s', name, s, N_FRAMES, None, None) for s in starts], sampler, k, lead=lead)
 
 def watch(
     loaded: Loaded,
@@ -300,12 +307,14 @@ def watch(
     sampler: str = 'entropy',
     k: int = 8,              # frames a window
     stride: float = 1.,      # seconds between windows
-    context: float = 1.,     # seconds at a window's start that it sees and does not speak for
+    context: float = None,   # seconds at a window's start that it sees and does not speak for; what `lead` leaves of one
+    lead: float = 0.,        # seconds before a window that are shown with it, as the model was trained
     batch: int = 8,          # windows that are answered at once
     turn=nullcontext(),      # held while the model works
 ) -> Windows:
     "Answer about every window, in one pass over the video."
-    memory, starts, said, windows = {}, [], [], _windows(video, video.info.path, sampler, k, stride)
+    memory, starts, said, windows = {}, [], [], _windows(video, video.info.path, sampler, k, stride, lead)
+    context = max(1 - lead, 0.) if context is None else context
     with progress(None, 'analyzing', len(window_starts(video.info.duration, stride))) as bar:
         while some := list(islice(windows, batch)):
             with turn: said += constrained(loaded, some, taxonomy, memory=memory)
