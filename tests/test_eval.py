@@ -12,13 +12,14 @@ from vlmtemporal.clips import Answer, Clip
 from vlmtemporal.dataset import build
 from vlmtemporal.decode import Prediction
 from vlmtemporal.engine import Engine
-from vlmtemporal.eval import (PHASES, VARIANTS, LeaveOneOut, Panel, Provenance, Result, Variant, _evidence, _trained,
-                              calibrate, class_table, compare, evaluate, evaluation_set, failures, leave_one_person_out, phases,
+from vlmtemporal.eval import (PHASES, VARIANTS, LeaveOneOut, Order, Panel, Provenance, Result, Variant, Watched, _evidence,
+                              _trained, calibrate, class_table, compare, evaluate, evaluation_set, failures, leave_one_person_out, phases,
                               rescore, save_result, write_report)
-from vlmtemporal.metrics import mcnemar, tiou
+from vlmtemporal.metrics import count_session, mcnemar, timeline_metrics, tiou
 from vlmtemporal.openpack import sessions
-from vlmtemporal.operations import LOGISTICS
+from vlmtemporal.operations import LOGISTICS, Grammar
 from vlmtemporal.shards import find_split, write_shards
+from vlmtemporal.timeline import ROUNDS, Windows, hsmm_timeline, raw_timeline
 from vlmtemporal.train import TrainConfig, fit, make_trainer
 
 NAMES = LOGISTICS.names
@@ -173,6 +174,58 @@ def test_no_result_without_provenance(field, result):
     with pytest.raises(TypeError): Provenance(**{k: v for k, v in fields.items() if k != field})
     for worse in (None, fields):
         with pytest.raises(BadInput, match='without its provenance'): replace(result, provenance=worse)
+
+
+# ---- whole sessions --------------------------------------------------------------------------------------------------
+def windows_of(g, session, taxonomy=LOGISTICS):
+    "What a model that knows little says about a session."
+    starts = np.arange(0, session.segments[-1].end - 5, 2.); p = g.dirichlet(np.ones(len(NAMES)), len(starts))
+    return Windows.from_dict(Windows(taxonomy, session.segments[-1].end, starts, p, dict(zip(NAMES, p[-1])), 1.).to_dict(), taxonomy)
+
+
+@pytest.fixture(scope='module')
+def long(mock):
+    "A result on clips and on whole sessions."
+    g, r = np.random.default_rng(5), random_result(4); recorded = sessions(mock)[-3:]
+    windows = {m.name: [windows_of(g, s) for s in recorded] for m in r.models}
+    orders = {'fine-tuned': Order(Grammar.learn([s.segments for s in sessions(mock)[:5]], LOGISTICS), 2.)}
+    watched = Watched(recorded, windows, orders); evidence = _evidence(r.clips, r.train, r.models, orders, watched)
+    return replace(r, orders=orders, watched=watched, provenance=replace(r.provenance, evidence=evidence))
+
+
+def test_timelines_follow_from_the_windows_in_the_file(long, tmp_path):
+    save_result(long, tmp_path); again = rescore(tmp_path/'results.json'); d = read_json(tmp_path/'results.json')
+    assert again.to_dict() == d == json.loads(json.dumps(long.to_dict())) and not again.changed
+    w = long.watched; seen, order = w.windows['fine-tuned'], long.orders['fine-tuned']
+    read = {'base, windows': [raw_timeline(x.rows(), LOGISTICS, x.duration) for x in w.windows['base']],
+            'fine-tuned, windows': [raw_timeline(x.rows(), LOGISTICS, x.duration) for x in seen],
+            'fine-tuned, HSMM': [hsmm_timeline(x.rows(ROUNDS), order.grammar, x.duration, weight=2.) for x in seen]}
+    assert list(d['timelines']['metrics']) == list(read)
+    for name, lines in read.items():
+        counts = [count_session(list(t.segments), list(t.probabilities), s) for t, s in zip(lines, w.sessions)]
+        for metric, value in timeline_metrics(counts).items():
+            found = d['timelines']['metrics'][name][metric]['value']
+            assert found is None and math.isnan(value) or abs(found - value) < 1e-12
+    page, text = (tmp_path/'report.html').read_text(), (tmp_path/'report.md').read_text()
+    assert '<h2>Whole sessions</h2>' in page and text.count('](whole-sessions-') == 3 and 'rework recall' in text
+    assert 'Whole sessions' in long._repr_markdown_()
+
+
+def test_a_changed_window_a_lost_session_and_a_file_from_before(long, result, tmp_path):
+    def changed(harm):
+        d = json.loads(json.dumps(long.to_dict())); harm(d); write_json(tmp_path/'r.json', d); return rescore(tmp_path/'r.json')
+    def surer(d):
+        for w in d['timelines']['windows']['base']: w['probabilities'] = [[.91, *[.01]*9]]*len(w['starts'])
+    other = changed(surer); before, after = (r.watched.reports['base, windows']['frame accuracy']['value'] for r in (long, other))
+    assert other.changed and before != after and other.to_dict()['methods'] == long.to_dict()['methods']
+    assert changed(lambda d: d['timelines']['sessions'][0]['segments'].pop()).changed
+    assert changed(lambda d: d['orders']['fine-tuned'].update(weight=9.)).changed
+    for harm in (lambda d: d['timelines']['windows']['base'].pop(), lambda d: d['timelines']['sessions'].pop(),
+                 lambda d: d['timelines']['windows']['base'][0]['starts'].pop(), lambda d: d['orders']['fine-tuned'].pop('grammar')):
+        with pytest.raises(BadInput, match='is no evaluation'): changed(harm)
+    with pytest.raises(BadInput, match='Juggle'): changed(lambda d: d['timelines']['sessions'][1]['segments'][0].__setitem__(0, 'Juggle'))
+    old = {k: v for k, v in json.loads(json.dumps(result.to_dict())).items() if k not in ('orders', 'timelines')}
+    write_json(tmp_path/'old.json', old); assert not rescore(tmp_path/'old.json').changed
 
 
 # ---- reports ---------------------------------------------------------------------------------------------------------
@@ -340,6 +393,22 @@ def test_refused_before_anything_is_predicted(shards, tiny, tmp_path, monkeypatc
                  dict(split='train', taxonomy='openpack', sampler='uniform'))
     with pytest.raises(BadInput, match='train speaks the taxonomy openpack, test logistics'):
         evaluate(tmp_path/'two', 'twin', clips=1)
+
+
+def test_sessions_are_watched_as_in_use(cli, shards, mock, tiny, tmp_path, video):
+    "What the report says of a session is what `analyze` says of its video; from the file come the same numbers."
+    adapter = Path(fit(shards, tmp_path/'run', config=tiny).adapter)
+    code, out, err = cli('eval', shards, tmp_path/'eval', '--adapter', adapter, '--clips', 1, '--root', mock, '--sessions', 1)
+    assert code == 0 and 'Whole sessions' in out, err
+    r = rescore(tmp_path/'eval'/'results.json'); assert r.to_dict() == read_json(tmp_path/'eval'/'results.json')
+    assert [s.key for s in r.watched.sessions] == ['U0108-S0100'] == list(r.provenance.data['sessions'])
+    assert len(r.watched.timelines) == 4 and r.orders.keys() == r.watched.windows.keys()
+    found = Engine('twin', adapter).analyze(video); name = r.models[1].name
+    for line, mine in ((found.raw, f'{name}, windows'), (found.timeline, f'{name}, HSMM')):
+        a, b = line.segments, r.watched.timelines[mine][0].segments
+        assert [s.operation for s in a] == [s.operation for s in b] and np.allclose([s.end for s in a], [s.end for s in b], atol=.41)
+    (tmp_path/'nobody').mkdir(); shutil.copytree(mock/'U0101', tmp_path/'nobody'/'U0101')
+    with pytest.raises(BadInput, match='records nobody of the test split'): evaluate(shards, clips=1, root=tmp_path/'nobody')
 
 
 def test_eval_from_results(cli, written, tmp_path):

@@ -277,14 +277,17 @@ def eval(
     clips: Clips = 30,
     decoder: Annotated[str, typer.Option(help='constrained or generate.')] = 'constrained',
     root: Annotated[Optional[Path], typer.Option(
-        help='The sessions that the shards were built from: adds Tape against Pack, by phase.')] = None,
+        help='The sessions that the shards were built from: every model watches those of the test split from end to end, '
+             'and the report adds Tape against Pack, by phase.')] = None,
+    most: Annotated[int, typer.Option('--sessions', help='With --root: only the first so many sessions; 0 for all.', min=0)] = 0,
     seed: Seed = 0,
 ):
-    "Base, adapters and blind baselines on the same test clips."
+    "Base, adapters and blind baselines on the same test clips, and whole sessions from end to end."
     from vlmtemporal.eval import evaluate, rescore, save_result
     from vlmtemporal.openpack import sessions
     recorded = sessions(root) if root else None
-    result = rescore(shards) if shards.suffix == '.json' else evaluate(shards, model, adapter or (), clips, decoder, seed)
+    result = (rescore(shards) if shards.suffix == '.json' else
+              evaluate(shards, model, adapter or (), clips, decoder, seed, root, most))
     report = save_result(result, out, recorded=recorded)
     typer.echo(f'{result.title}\n\n{result._repr_markdown_()}\n\nreport in {report}')
 

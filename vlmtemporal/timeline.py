@@ -291,6 +291,17 @@ class Windows:
     ) -> np.ndarray:     # (T, C)
         "Class probabilities of each moment."
         return emissions(self.starts, self.probabilities, self.duration, rounds, self.context)
+    def to_dict(self) -> dict:
+        "JSON's shape, the taxonomy left out."
+        return dict(duration=self.duration, context=self.context, starts=np.round(self.starts, 3).tolist(),
+                    probabilities=np.round(self.probabilities, 6).tolist(),
+                    next={n: round(p, 6) for n, p in self.next.items()})
+    @classmethod
+    def from_dict(cls, d: dict, taxonomy: Taxonomy) -> 'Windows':
+        starts, p = np.array(d['starts'], float), np.array(d['probabilities'], float)
+        if p.shape != (len(starts), len(taxonomy)) or not len(p):
+            raise ValueError(f'{p.shape} probabilities of {len(starts)} windows')
+        return cls(taxonomy, d['duration'], starts, p, d['next'], d['context'])
 
 def _windows(video, name, sampler, k, stride, lead):
     "Five-second windows of a video as examples without a truth, or the whole of a shorter one."
@@ -307,7 +318,7 @@ def watch(
     sampler: str = 'entropy',
     k: int = 8,              # frames a window
     stride: float = 1.,      # seconds between windows
-    context: float = None,   # seconds at a window's start that it sees and does not speak for; what `lead` leaves of one
+    context: float = None,   # seconds at a window's start that it sees and does not speak for; `1 - lead` when absent
     lead: float = 0.,        # seconds before a window that are shown with it, as the model was trained
     batch: int = 8,          # windows that are answered at once
     turn=nullcontext(),      # held while the model works
