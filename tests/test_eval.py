@@ -1,6 +1,7 @@
 "Evaluation: numbers that follow from predictions, reports from results, and what no evaluation may be made of."
 import html, json, math, re, shutil
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from vlmtemporal.metrics import count_session, mcnemar, timeline_metrics, tiou
 from vlmtemporal.openpack import sessions
 from vlmtemporal.operations import LOGISTICS, Grammar
 from vlmtemporal.shards import find_split, write_shards
-from vlmtemporal.timeline import ROUNDS, Windows, hsmm_timeline, raw_timeline
+from vlmtemporal.timeline import FUSION, ROUNDS, Windows, fuse, hsmm_timeline, raw_timeline
 from vlmtemporal.train import TrainConfig, fit, make_trainer
 
 NAMES = LOGISTICS.names
@@ -228,6 +229,27 @@ def test_a_changed_window_a_lost_session_and_a_file_from_before(long, result, tm
     write_json(tmp_path/'old.json', old); assert not rescore(tmp_path/'old.json').changed
 
 
+# ---- grammar ---------------------------------------------------------------------------------------------------------
+def test_clips_decided_with_grammar(mock, tmp_path):
+    "A row that follows from the predictions and the order of work, each clip after what was decided before it."
+    long = random_result(4); order, base = Order(Grammar.learn([s.segments for s in sessions(mock)[:5]], LOGISTICS), fusion=.8), long.models[1]
+    ruled = replace(long, orders={'fine-tuned': order}); save_result(ruled, tmp_path)
+    row, = (m for m in ruled.panel.methods if m.name == 'fine-tuned + grammar'); before = {}
+    assert [m.name for m in ruled.panel.models] == ['base', 'fine-tuned', 'fine-tuned + grammar']
+    for i in sorted(range(len(long.clips)), key=lambda i: long.clips[i].start):
+        c, p, said = long.clips[i], base.predictions[i], row.predictions[i]
+        if not p.probabilities: assert said == p; continue
+        last, at = before.get(c.session, (None, c.start)); q = fuse(p.probabilities, last, c.start - at, order.grammar, .8)
+        best = max(q, key=q.get); before[c.session] = best, c.start
+        assert said.answer.dominant_operation == best and abs(said.answer.confidence - q[best]) < 1e-9
+        assert (said.answer.start_frame, said.answer.anticipated_next_operation) == (p.answer.start_frame, p.answer.anticipated_next_operation)
+    assert row.answers != base.answers and [t['method'] for t in ruled.panel.paired] == ['fine-tuned', 'fine-tuned + grammar']
+    again = rescore(tmp_path/'results.json'); d = read_json(tmp_path/'results.json'); off = long.to_dict()
+    assert again.to_dict() == d and len(again.models) == 2 and d['finetuned_model'] == off['finetuned_model']
+    assert [m['name'] for m in d['methods'] if m['ruled']] == ['fine-tuned + grammar'] and '| fine-tuned + grammar |' in (tmp_path/'report.md').read_text()
+    assert not any(m['ruled'] for m in off['methods']) and len(off['methods']) == len(d['methods']) - 1, 'off where it was not asked for'
+
+
 # ---- reports ---------------------------------------------------------------------------------------------------------
 def test_both_reports_say_the_same(result, written):
     page, text = (written/'report.html').read_text(), (written/'report.md').read_text()
@@ -395,19 +417,23 @@ def test_refused_before_anything_is_predicted(shards, tiny, tmp_path, monkeypatc
         evaluate(tmp_path/'two', 'twin', clips=1)
 
 
-def test_sessions_are_watched_as_in_use(cli, shards, mock, tiny, tmp_path, video):
+def test_sessions_are_watched_as_in_use(shards, mock, tiny, tmp_path, video, monkeypatch):
     "What the report says of a session is what `analyze` says of its video; from the file come the same numbers."
-    adapter = Path(fit(shards, tmp_path/'run', config=tiny).adapter)
-    code, out, err = cli('eval', shards, tmp_path/'eval', '--adapter', adapter, '--clips', 1, '--root', mock, '--sessions', 1)
-    assert code == 0 and 'Whole sessions' in out, err
+    import vlmtemporal.eval as module
+    from typer.testing import CliRunner
+    from vlmtemporal.cli import app
+    monkeypatch.setattr(module, 'watch', partial(module.watch, stride=5.)); adapter = Path(fit(shards, tmp_path/'run', config=tiny).adapter)
+    said = CliRunner().invoke(app, ['eval', str(shards), str(tmp_path/'eval'), '--adapter', str(adapter), '--clips', '1', '--root', str(mock),
+                                    '--sessions', '1', '--grammar'], catch_exceptions=False)
+    assert said.exit_code == 0 and 'Whole sessions' in said.output and '+ grammar |' in said.output
     r = rescore(tmp_path/'eval'/'results.json'); assert r.to_dict() == read_json(tmp_path/'eval'/'results.json')
     assert [s.key for s in r.watched.sessions] == ['U0108-S0100'] == list(r.provenance.data['sessions'])
     assert len(r.watched.timelines) == 4 and r.orders.keys() == r.watched.windows.keys()
-    found = Engine('twin', adapter).analyze(video); name = r.models[1].name
+    found = Engine('twin', adapter).analyze(video, stride=5.); name = r.models[1].name
     for line, mine in ((found.raw, f'{name}, windows'), (found.timeline, f'{name}, HSMM')):
         a, b = line.segments, r.watched.timelines[mine][0].segments
         assert [s.operation for s in a] == [s.operation for s in b] and np.allclose([s.end for s in a], [s.end for s in b], atol=.41)
-    (tmp_path/'nobody').mkdir(); shutil.copytree(mock/'U0101', tmp_path/'nobody'/'U0101')
+    shutil.copytree(mock/'U0101', tmp_path/'nobody'/'U0101')
     with pytest.raises(BadInput, match='records nobody of the test split'): evaluate(shards, clips=1, root=tmp_path/'nobody')
 
 
@@ -432,6 +458,13 @@ def test_calibrated_on_the_validation_person(shards, mock, tmp_path):
     made = calibrate(shards, adapter, clips=4, root=mock); engine = Engine('twin', adapter)
     assert made.people == ('U0107',) and made.nll_after <= made.nll_before and made.weight in (.25, .5, .75, 1, 1.5, 2, 3, 4, 6, 8)
     assert engine.loaded.temperature == made.temperature and engine.weight == made.weight
+    assert made.fusion in [i/10 for i in range(21)]
+    for fusion, told in ((made.fusion, made.fusion), (0., 0.), (None, FUSION)): # as it is, off, and as if from before
+        write_json(adapter/'calibration.json', read_json(adapter/'calibration.json') | dict(fusion=fusion))
+        r = evaluate(shards, 'twin', [adapter], 2, grammar=True); order, = r.orders.values()
+        assert order.fusion == told and [m.name for m in r.panel.models][2:] == [f'{r.models[1].name} + grammar']
+        if not told: assert [a.dominant_operation for a in r.ruled[0].answers] == [a.dominant_operation for a in r.models[1].answers]
+    (adapter/'grammar.json').unlink(); assert not evaluate(shards, 'twin', [adapter], 1, grammar=True).orders
     with pytest.raises(BadInput, match='adapter was trained on|trained on'): calibrate(shards/'train', adapter)
     (adapter/'calibration.json').write_text('{"temperature": -1}')
     with pytest.raises(BadInput, match='holds no temperature'): load_model('twin', adapter)

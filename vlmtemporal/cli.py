@@ -226,11 +226,11 @@ def calibrate(
     model: Annotated[Optional[str], typer.Option(help='Its base, where it lies elsewhere than it was trained from.')] = None,
     root: Annotated[Optional[Path], typer.Option(help='Where the sessions lie: fits the timeline, too.')] = None,
 ):
-    "Make an adapter's confidence true, on the validation split; with --root, also how much a timeline trusts its windows."
+    "Make an adapter's confidence true and weigh its grammar, on the validation split; with --root, for timelines, too."
     from vlmtemporal.eval import calibrate
     c = calibrate(shards, adapter, model, root=root)
     typer.echo(f"temperature {c.temperature} from {c.clips} clips of {', '.join(c.people)}: {c.nll_before} to {c.nll_after} nats a clip"
-               + (f'; weight {c.weight} a second' if c.weight else ''))
+               + (f'; weight {c.weight} a second' if c.weight else '') + (f'; grammar {c.fusion}' if c.fusion is not None else ''))
 
 # %% ../nbs/04d_cli.ipynb #b5422d99
 @app.command()
@@ -280,6 +280,8 @@ def eval(
         help='The sessions that the shards were built from: every model watches those of the test split from end to end, '
              'and the report adds Tape against Pack, by phase.')] = None,
     most: Annotated[int, typer.Option('--sessions', help='With --root: only the first so many sessions; 0 for all.', min=0)] = 0,
+    grammar: Annotated[bool, typer.Option('--grammar', help='Decide the clips of each adapter once more in the light of the '
+                                                            'operation predicted before: one more row each.')] = False,
     seed: Seed = 0,
 ):
     "Base, adapters and blind baselines on the same test clips, and whole sessions from end to end."
@@ -287,7 +289,7 @@ def eval(
     from vlmtemporal.openpack import sessions
     recorded = sessions(root) if root else None
     result = (rescore(shards) if shards.suffix == '.json' else
-              evaluate(shards, model, adapter or (), clips, decoder, seed, root, most))
+              evaluate(shards, model, adapter or (), clips, decoder, seed, root, most, grammar))
     report = save_result(result, out, recorded=recorded)
     typer.echo(f'{result.title}\n\n{result._repr_markdown_()}\n\nreport in {report}')
 

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LEADING', 'LEADING_TIMELINE', 'PHASES', 'RANDOM_WARNING', 'VARIANTS', 'evaluation_set', 'predict_all', 'Provenance',
-           'provenance', 'Method', 'Panel', 'score_table', 'paired_table', 'class_table', 'Order', 'Watched',
-           'sessions_of_split', 'Result', 'rescore', 'evaluate', 'Calibration', 'calibrate', 'plot_confusion', 'Phases',
-           'phases', 'with_grammar', 'Comparison', 'compare', 'write_report', 'panel_sections', 'result_sections',
-           'save_result', 'Variant', 'failures', 'LeaveOneOut', 'leave_one_person_out']
+           'provenance', 'Method', 'Panel', 'score_table', 'paired_table', 'class_table', 'with_grammar', 'Order',
+           'Watched', 'sessions_of_split', 'Result', 'rescore', 'evaluate', 'Calibration', 'calibrate',
+           'plot_confusion', 'Phases', 'phases', 'Comparison', 'compare', 'write_report', 'panel_sections',
+           'result_sections', 'save_result', 'Variant', 'failures', 'LeaveOneOut', 'leave_one_person_out']
 
 # %% ../nbs/03_eval.ipynb #51e542a3
 import html, json, platform, re, subprocess, sys, time
@@ -32,7 +32,8 @@ from .openpack import Session, get_split, person, sessions
 from .operations import Grammar, Segment, Taxonomy, get_taxonomy
 from .sampling import FPS
 from .shards import Example, Shards, find_split
-from .timeline import ROUNDS, WEIGHT, Timeline, Windows, fit_weight, plot_timeline, watch
+from .timeline import (FUSION, ROUNDS, WEIGHT, Timeline, Windows, fit_fusion, fit_weight, fuse_clips, plot_timeline,
+                                  watch)
 from .train import TrainConfig, fit
 
 # %% ../nbs/03_eval.ipynb #7c5feaa0
@@ -250,15 +251,38 @@ def _class_rows(panel: Panel, m: Method) -> str:
     return _markdown(['operation', 'precision', 'recall', 'F1', 'clips'],
                      [[n, *(cell(v[k]) for k in ('precision', 'recall', 'F1')), v['support']] for n, v in rows])
 
+# %% ../nbs/03_eval.ipynb #e9f8f099
+def _by_session(clips: list) -> list[list[int]]:
+    "Positions of each session's clips, in the order of time."
+    order = sorted(range(len(clips)), key=lambda i: clips[i].start)
+    return [[i for i in order if clips[i].session == s] for s in dict.fromkeys(c.session for c in clips)]
+
+def with_grammar(
+    clips: list[Clip],
+    method: Method,      # a model with probabilities
+    grammar: Grammar,    # learnt from training sessions
+    weight: float = FUSION,
+) -> Method:
+    "The same answers, with each operation decided in the light of the one decided before."
+    names, out = grammar.taxonomy.names, list(method.predictions)
+    for session in _by_session(clips):
+        told = [i for i in session if out[i].probabilities]
+        p = np.array([[out[i].probabilities[n] for n in names] for i in told]).reshape(-1, len(names))
+        for i, q in zip(told, fuse_clips(np.array([clips[i].start for i in told]), p, grammar, weight)):
+            answer = replace(out[i].answer, dominant_operation=names[q.argmax()], confidence=float(q.max()))
+            out[i] = replace(out[i], answer=answer, probabilities=dict(zip(names, q.tolist())))
+    return _trained(f'{method.name} + grammar', out)
+
 # %% ../nbs/03_eval.ipynb #94179ba9
 @dataclass(frozen=True)
 class Order:
     "What a model is told of the order of work."
     grammar: Grammar
     weight: float = WEIGHT # of its windows against the grammar, per second
-    def to_dict(self) -> dict: return dict(grammar=self.grammar.to_dict(), weight=self.weight)
+    fusion: float | None = None # of the grammar in deciding clips; None: they are decided without
+    def to_dict(self) -> dict: return dict(grammar=self.grammar.to_dict(), weight=self.weight, fusion=self.fusion)
     @classmethod
-    def from_dict(cls, d: dict) -> 'Order': return cls(Grammar.from_dict(d['grammar']), d['weight'])
+    def from_dict(cls, d: dict) -> 'Order': return cls(Grammar.from_dict(d['grammar']), d['weight'], d['fusion'])
 
 LEADING_TIMELINE = ('F1@10', 'F1@25', 'F1@50', 'edit', 'frame accuracy', '1 Hz macro F1', 'boundary F1 0.5 s',
                     'mAP@0.5', 'rework recall')
@@ -355,11 +379,16 @@ class Result:
                 raise BadInput(f'the clip {odd} is missing' if odd in ids else f'the clip {odd} was not asked' if odd
                                else 'the clips are in another order', who, 'evaluate again')
     @cached_property
+    def ruled(self) -> list[Method]:
+        "The models that have a weight for it, decided again with grammar."
+        told = [(m, o) for m in self.models if (o := self.orders.get(m.name)) and o.fusion is not None]
+        return [with_grammar(self.clips, m, o.grammar, o.fusion) for m, o in told]
+    @cached_property
     def panel(self) -> Panel:
-        "With the baselines."
+        "With the grammar and the baselines."
         true, predicted = [c.answer for c in self.clips], {m.name: m.answers for m in self.models}
         blind = baselines(self.train, true, self.taxonomy, self.provenance.seed, predicted)
-        return Panel(self.taxonomy, self.clips, [*self.models, *(Method(*x) for x in blind.items())],
+        return Panel(self.taxonomy, self.clips, [*self.models, *self.ruled, *(Method(*x) for x in blind.items())],
                      [c.session for c in self.clips], self.provenance.seed)
     @property
     def changed(self) -> bool:
@@ -410,8 +439,8 @@ def _result_dict(r: Result) -> dict:
     def three(m): return {k: round(reports[m.name]['all clips'][k]['value'], 4) for k in ('OCA', 'tIoU@0.5', 'AA@1')}
     def method(m):
         table = panel.confusion(m)
-        return dict(name=m.name, clips=int(table.sum()), **_numbers(panel, m), classes=class_table(table, r.taxonomy),
-                    confusion=table.tolist(), calibration=_calibration(panel, m),
+        return dict(name=m.name, clips=int(table.sum()), ruled=any(m is x for x in r.ruled), **_numbers(panel, m),
+                    classes=class_table(table, r.taxonomy), confusion=table.tolist(), calibration=_calibration(panel, m),
                     predictions=[p.to_dict() for p in m.predictions or ()])
     return _nulls(dict(
         base_model=three(r.models[0]), finetuned_model=three(r.models[1]) if len(r.models) > 1 else None,
@@ -435,7 +464,7 @@ def _result(d: dict, where) -> Result:
         clips = [Clip(**c | dict(answer=Answer.from_dict(c['answer']))) for c in d['clips']]
         train = [Answer.from_dict(a) for a in d['train']]
         models = [_trained(m['name'], [_prediction(p) for p in m['predictions']])
-                  for m in d['methods'] if m['predictions']]
+                  for m in d['methods'] if m['predictions'] and not m.get('ruled')] # what follows is made again
         source, _ = Provenance(**d['provenance']), models[0] # the base
         orders = {n: Order.from_dict(o) for n, o in d.get('orders', {}).items()} # absent from older files
         if seen := d.get('timelines'):
@@ -478,13 +507,14 @@ def _as_trained(examples: list[Example], adapter: Path | None) -> list[Example]:
     inside = [e.indices >= 0 for e in examples]
     return [replace(e, frames=e.frames[i], indices=e.indices[i]) for e, i in zip(examples, inside)]
 
-def _order(adapter: Path | None, learnt: Shards | None) -> Order | None:
+def _order(adapter: Path | None, learnt: Shards | None, clips: bool) -> Order | None:
     "What an adapter has brought along; for the base, what the training split teaches."
     if adapter is None:
         known = learnt and learnt.index.get('grammar')
         return Order(Grammar.from_dict(known)) if known else None
-    there = adapter/'grammar.json'
-    return Order(Grammar.load(there), calibration_of(adapter).get('weight') or WEIGHT) if there.exists() else None
+    if not (there := adapter/'grammar.json').exists(): return None
+    fitted = {'weight': WEIGHT, 'fusion': FUSION} | {k: v for k, v in calibration_of(adapter).items() if v is not None}
+    return Order(Grammar.load(there), fitted['weight'], fitted['fusion'] if clips else None)
 
 def _names(adapters: list[Path]) -> list[str]:
     short = [a.parent.name or a.name for a in adapters]
@@ -499,6 +529,7 @@ def evaluate(
     seed: int = 0,
     root: str | Path = None,     # where the sessions lie: every model watches those of the test split, too
     most: int = 0,               # the first so many of them; 0 for all
+    grammar: bool = False,       # decide the clips of each adapter once more with its grammar: one more row
 ) -> Result:
     "Base, adapters and baselines on the same clips, and on whole sessions."
     shards = Path(shards); test = find_split(shards, 'test'); adapters = [Path(a) for a in adapters]
@@ -519,7 +550,7 @@ def evaluate(
         if recorded:
             about = read_json(a/'vlmtemporal.json') if a else test.index
             windows[name] = _watch(loaded, recorded, about, test.taxonomy)
-            if order := _order(a, learnt): orders[name] = order
+        if (recorded or grammar and a) and (order := _order(a, learnt, grammar)): orders[name] = order
     watched = Watched(recorded, windows, orders, seed) if recorded else None
     evidence = _evidence(asked, train, models, orders, watched)
     return Result(test.taxonomy, asked, train, models,
@@ -535,6 +566,7 @@ class Calibration:
     nll_after: float
     people: tuple[str, ...]
     weight: float | None = None # of the emissions in `hsmm_timeline`, per second; None when it was not fitted
+    fusion: float | None = None # of the grammar in `fuse_clips`; None where the adapter has no grammar
 
 def calibrate(
     shards: str | Path,  # what `build` wrote, with a split 'val'
@@ -543,19 +575,26 @@ def calibrate(
     clips: int = 0,      # the first so many boundary clips by id; 0 for all
     root: str | Path = None, # where the shards' sessions lie: fits how much the timeline trusts the windows, too
 ) -> Calibration:
-    "Fit the temperature of an adapter on clips that it was not trained on, and the weight of its windows on their sessions."
-    val, about = find_split(shards, 'val'), read_json(Path(adapter)/'vlmtemporal.json', 'give the adapter folder that training wrote')
-    model = model or about['model']; _check(Path(adapter), model, val)
-    found = [e for e in evaluation_set(val, clips) if e.kind == 'boundary']; loaded = load_model(model, adapter); loaded.temperature = 1.
-    p, true = [x.probabilities for x in predict_all(loaded, _as_trained(found, adapter), val.taxonomy)], [e.answer.dominant_operation for e in found]
-    t = fit_temperature(p, true)
-    def nll(t):
-        logs = np.log(np.maximum([list(x.values()) for x in p], 1e-30))/t; logs -= np.logaddexp.reduce(logs, 1)[:, None]
-        return float(-np.mean([row[val.taxonomy.index(name)] for row, name in zip(logs, true)]))
-    loaded.temperature, there = t, sessions_of_split(root, val) if root else []; rows = [w.rows(ROUNDS) for w in _watch(loaded, there, about, val.taxonomy)]
-    weight = fit_weight(rows, [list(s.segments) for s in there], Grammar.load(Path(adapter)/'grammar.json')) if there else None
-    made = Calibration(round(t, 4), len(found), round(nll(1), 4), round(nll(t), 4), tuple(val.index['people']), weight)
-    write_json(Path(adapter)/'calibration.json', asdict(made))
+    "Fit an adapter's temperature and the weights of its grammar on clips and sessions that it was not trained on."
+    val, adapter = find_split(shards, 'val'), Path(adapter)
+    about = read_json(adapter/'vlmtemporal.json', 'give the adapter folder that training wrote')
+    model = model or about['model']; _check(adapter, model, val)
+    grammar = Grammar.load(adapter/'grammar.json') if (adapter/'grammar.json').exists() else None
+    asked = evaluation_set(val, clips); loaded = load_model(model, adapter); loaded.temperature = 1.
+    said = [p.probabilities for p in predict_all(loaded, _as_trained(asked, adapter), val.taxonomy)]
+    true, plain = [e.answer.dominant_operation for e in asked], [i for i, e in enumerate(asked) if e.kind == 'boundary']
+    t = loaded.temperature = fit_temperature([said[i] for i in plain], [true[i] for i in plain])
+    logs = np.log(np.maximum([list(p.values()) for p in said], 1e-30))
+    at = lambda t: logs/t - np.logaddexp.reduce(logs/t, 1)[:, None] # log-probabilities at that temperature
+    nll = lambda t: float(-np.mean([at(t)[i, val.taxonomy.index(true[i])] for i in plain]))
+    order = [(np.array([asked[i].start for i in one]), np.exp(at(t)[one]), [true[i] for i in one])
+             for one in _by_session(asked)]
+    there = sessions_of_split(root, val) if root and grammar else []
+    rows = [w.rows(ROUNDS) for w in _watch(loaded, there, about, val.taxonomy)]
+    made = Calibration(round(t, 4), len(plain), round(nll(1), 4), round(nll(t), 4), tuple(val.index['people']),
+                       fit_weight(rows, [list(s.segments) for s in there], grammar) if there else None,
+                       fit_fusion(order, grammar) if grammar else None)
+    write_json(adapter/'calibration.json', asdict(made))
     return made
 
 # %% ../nbs/03_eval.ipynb #ad17d3e3
@@ -623,26 +662,6 @@ def phases(
                 said[a.start_frame:a.end_frame + 1] = {operation: 0, other: 1}.get(a.dominant_operation, 2)
             np.add.at(counts[m.name], (phase[phase >= 0], said[phase >= 0]), 1)
     return Phases(operation, other, counts)
-
-# %% ../nbs/03_eval.ipynb #5d84a711
-def with_grammar(
-    result: Result,
-    method: Method,      # a model with probabilities
-    grammar: Grammar,    # learnt from training sessions
-    weight: float = .5,
-) -> Method:
-    "The same answers, with each operation decided in the light of the one decided before."
-    names, follows = grammar.taxonomy.names, grammar.transitions.copy(); before, out = {}, {}
-    np.fill_diagonal(follows, follows.max(1))
-    for i in sorted(range(len(result.clips)), key=lambda i: (result.clips[i].start, result.clips[i].id)):
-        p, session = method.predictions[i], result.clips[i].session; out[i] = p
-        if not p.probabilities: continue
-        q = np.array([p.probabilities.get(n, 0.) for n in names])
-        if session in before: q = q*follows[before[session]]**weight
-        q = q/q.sum(); c = before[session] = int(q.argmax())
-        out[i] = replace(p, answer=replace(p.answer, dominant_operation=names[c], confidence=float(q[c])),
-                         probabilities=dict(zip(names, q.tolist())))
-    return _trained(f'{method.name} + grammar', [out[i] for i in range(len(out))])
 
 # %% ../nbs/03_eval.ipynb #9d939e20
 @dataclass(frozen=True)
@@ -742,9 +761,9 @@ _READ = ('95% intervals by a bootstrap over {groups}, over clips where there is 
          'tIoU@0.5: the dominant operation fills at least half of a clip of two. A bigram on a model takes what '
          'follows from a table of pairs: a model that anticipates should beat its own.')
 
-_WATCHED = ('{n} of the test split, watched in sliding windows; intervals by a bootstrap over sessions. "windows" is what '
-            'they say moment by moment, "HSMM" the account that obeys the order and the durations of the work. Rework is '
-            'an operation that is done again in its box. The pictures show the annotation above.')
+_WATCHED = ('{n} of the test split, watched in sliding windows; intervals by a bootstrap over sessions. "windows" is '
+            'what they say moment by moment, "HSMM" the account that obeys the order and the durations of the work. '
+            'Rework is an operation that is done again in its box. The pictures show the annotation above.')
 
 def _confused(panel: Panel, m: Method, n: int = 5) -> str:
     "The most frequent confusions, in words."
@@ -843,7 +862,7 @@ def _side_by_side(out: Path, found: dict[str, Result], recorded, splits) -> Comp
     name, first = next(iter(found.items())); there = sorted({s.subject for s in recorded})
     learnt = get_split(splits, there)['train']
     grammar = Grammar.learn([list(s.segments) for s in recorded if s.subject in learnt], first.taxonomy)
-    ruled = replace(first, models=[first.models[0], with_grammar(first, first.models[-1], grammar)])
+    ruled = replace(first, models=[first.models[0], with_grammar(first.clips, first.models[-1], grammar)])
     table = compare({**found, f'{name} + grammar': ruled}, seed=first.provenance.seed)
     warning = RANDOM_WARNING if first.provenance.model['random_weights'] else None
     write_report(out, f'What helps: {len(table.rows)} variants on {first.title}', [
