@@ -25,7 +25,7 @@ from .basics import (BadInput, Picture, VLMTemporalError, file_hash, json_hash, 
                                 write_json, write_text)
 from .clips import JITTER, Answer, Clip, kind_of
 from .dataset import build
-from .decode import DECODERS, Prediction, fit_temperature
+from .decode import DECODERS, Prediction, answer_batches, fit_temperature
 from .metrics import (Judgement, boundary_errors, class_f1, clip_report, confusion, count_session, judge, mcnemar,
                                  paired_bootstrap, plot_reliability, timeline_report)
 from .openpack import Session, get_split, person, sessions
@@ -69,9 +69,8 @@ def predict_all(
     if decoder not in DECODERS:
         raise BadInput(f'unknown decoder {decoder!r}', '--decoder', f'use one of {", ".join(DECODERS)}')
     name = 'adapter' if loaded.adapter else 'base'
-    todo, said = iter(progress(examples, f'predicting with the {name}')), []
-    while some := list(islice(todo, batch)): said += DECODERS[decoder](loaded, some, taxonomy)
-    return said
+    todo = progress(examples, f'predicting with the {name}')
+    return [p for _, said in answer_batches(loaded, todo, taxonomy, decoder, batch) for p in said]
 
 # %% ../nbs/03_eval.ipynb #1413b86d
 _SHA = re.compile(r'[0-9a-f]{64}')

@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 
@@ -21,7 +20,7 @@ from .basics import BadInput, Picture, progress
 from .operations import Grammar, Segment, Taxonomy, fill_gaps
 from .clips import CLIP_SECONDS, Clip, window_starts
 from .dataset import cut
-from .decode import constrained
+from .decode import answer_batches
 from .sampling import N_FRAMES, sample_clip
 from .shards import Example
 from .video import Video
@@ -357,9 +356,8 @@ def watch(
     memory, starts, said, windows = {}, [], [], _windows(video, video.info.path, sampler, k, stride, lead)
     context = max(1 - lead, 0.) if context is None else context
     with progress(None, 'analyzing', len(window_starts(video.info.duration, stride))) as bar:
-        while some := list(islice(windows, batch)):
-            with turn: said += constrained(loaded, some, taxonomy, memory=memory)
-            starts += [e.start for e in some]; bar.update(len(some))
+        for some, answers in answer_batches(loaded, windows, taxonomy, batch=batch, turn=turn, memory=memory):
+            said += answers; starts += [e.start for e in some]; bar.update(len(some))
     if not said: raise BadInput('shows no five seconds without a gap', video.info.path, 'give a recording with all of its frames')
     p = np.array([[x.probabilities[n] for n in taxonomy.names] for x in said])
     return Windows(taxonomy, video.info.duration, np.array(starts), p, said[-1].next_probabilities, context)
