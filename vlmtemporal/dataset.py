@@ -365,9 +365,9 @@ def check(
             problems.append(str(e)); continue
         name, index = shards.index['split'], shards.index; first = first or index
         for k in _ALIKE:
-            if index.get(k) != first.get(k):
+            if index.get(k, 0) != first.get(k, 0):
                 problems.append(f"{first['split']} and {name} were built with another {k}: "
-                                f'{first.get(k)} and {index.get(k)}')
+                                f'{first.get(k, 0)} and {index.get(k, 0)}')
         if bad := verify(shards): problems += bad; continue
         operations, kinds, whole = Counter(), Counter(), 0
         for i in progress(range(len(shards)), f'checking {name}'):
