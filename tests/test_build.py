@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from vlmtemporal.basics import BadInput, VLMTemporalError, file_hash
+from vlmtemporal.clips import session_clips
 from vlmtemporal.dataset import build, check
 from vlmtemporal.openpack import read_annotation, sessions
 from vlmtemporal.shards import Shards, verify
@@ -277,3 +278,63 @@ def test_export(mock, small, tmp_path, cli):
     code, out, _ = cli('export', small, tmp_path/'samples', '--format', 'samples')
     assert code == 0 and (tmp_path/'samples'/'index.html').read_text().count('<img') == 48
     assert cli('export', small, tmp_path/'x', '--format', 'coco')[0] == 2 and not (tmp_path/'x').exists()
+
+
+@pytest.fixture(scope='module')
+def led(mock, tmp_path_factory):
+    "The test split with the preceding second."
+    out = tmp_path_factory.mktemp('led')/'out'; build(mock, out, 'test', 'uniform', size=(64, 64), lead=1.)
+    return out
+
+
+def test_a_lead_goes_before_the_same_clips(led, mock, tmp_path, cli):
+    "Pictures of the second before, where there is one; what is cut, chosen and true of a clip is not touched."
+    build(mock, tmp_path/'out', 'test', 'uniform', size=(64, 64))
+    plain, more = Shards(tmp_path/'out'/'test'), Shards(led/'test'); seen = set()
+    assert plain.keys == more.keys and more.index['lead'] == 1 and plain.index['config'] != more.index['config']
+    for i in range(len(plain)):
+        a, b = plain.meta(i), more.meta(i); before = [j for j in b['indices'] if j < 0]; seen.add(tuple(before))
+        assert before == [j for j in (-19, -7) if b['start'] + j/25 > -.04]
+        assert b | dict(indices=b['indices'][len(before):]) == a and len(plain[i].frames) == 8 == len(more[i].frames) - len(before)
+    assert (-19, -7) in seen and not check(led).problems
+    assert sum('frame_-' in p.name for p in _samples(cli, led, tmp_path).rglob('*.jpg')) == 40
+    cli('export', led, tmp_path/'llava'); rows = json.loads((tmp_path/'llava'/'test.json').read_text())
+    assert all(r['conversations'][0]['value'].count('<image>') == len(r['image']) for r in rows)
+    assert 'Frame -19 (-0.76 s): <image>\nFrame'.replace('\n', '') in rows[-1]['conversations'][0]['value']
+    shutil.copytree(led/'test', tmp_path/'mixed'/'test'); build(mock, tmp_path/'mixed', 'val', 'uniform', max_clips=2, size=(64, 64))
+    assert any('another lead' in p for p in check(tmp_path/'mixed').problems)
+    with pytest.raises(BadInput, match='--lead'): build(mock, tmp_path/'out', lead=9)
+
+
+def _samples(cli, shards, tmp_path):
+    cli('export', shards, tmp_path/'samples', '--format', 'samples'); return tmp_path/'samples'
+
+
+def test_a_lead_and_many_frames_of_a_slow_source_with_a_hole(tmp_path):
+    "At 15 frames a second neighbours on the grid are one picture; what falls into a hole is not shown."
+    root = make_twin(tmp_path/'twin', subjects=1, boxes=1, frames=True, size=(160, 90)); session, = sessions(root)
+    after = [c for c in session_clips(session) if c.start > 9][0].start; times = session.open().times
+    for p, t in zip(sorted(root.rglob('*.jpg')), times):
+        if after - .7 < t < after - .04: p.unlink()
+    times = session.open().times
+    for sampler, k in (('random', 60), ('entropy', 8)): # without scores, and with them
+        build(root, tmp_path/sampler, sampler=sampler, k=k, size=(64, 64), lead=1.); found = list(Shards(tmp_path/sampler/'train'))
+        assert all(len(e.indices) == len(e.frames) == len(set(e.indices.tolist())) for e in found)
+        shown = {e.start: [j for j in (-19, -7) if abs(times - e.start - j/25).min() < .2 and e.start + j/25 > -.04] for e in found}
+        assert [e.indices.tolist()[:-k] for e in found] == list(shown.values()) and len(shown[after]) < 2 and [-19, -7] in shown.values()
+
+
+def test_only_tape_and_pack_move_with_their_window(mock, tmp_path):
+    "Another window for boundaries of Tape and Pack is another data set, whose other clips are the same."
+    built, between = {}, {'Tape', 'Pack'}
+    meets = lambda s: [b.start for a, b in zip(s.segments, s.segments[1:]) if {a.operation, b.operation} == between]
+    one = next(s for s in sessions(mock) if meets(s) and s.subject < 'U0107'); shutil.copytree(mock/one.subject, tmp_path/'one'/one.subject)
+    for name, options in dict(wide={}, told=dict(hard_jitter=1.), narrow=dict(hard_jitter=.5)).items():
+        build(tmp_path/'one', tmp_path/name, 'train', 'uniform', size=(64, 64), **options); built[name] = Shards(tmp_path/name/'train')
+    assert contents(tmp_path/'wide') == contents(tmp_path/'told')
+    wide, narrow = ({k: s.meta(i) for i, k in enumerate(s.keys)} for s in (built['wide'], built['narrow']))
+    moved = {k for k in wide | narrow if wide.get(k) != narrow.get(k)}
+    at = {round(m['start'] + m['boundary']/25, 2) for k, m in (wide | narrow).items() if k in moved}
+    assert at == {round(t, 2) for t in meets(one)} and built['narrow'].index['hard_jitter'] == .5
+    off = lambda found: max(abs(m['boundary']/25 - dict(a=3.75, b=2.5, c=1.25)[k[-1]]) for k, m in found.items() if k in moved)
+    assert off(narrow) < .53 < off(wide)

@@ -1,5 +1,5 @@
 "Answers that are always valid, that agree with free text, and that no batch changes; a parser under fuzz."
-import json
+import json, threading, time
 from copy import deepcopy
 from dataclasses import replace
 
@@ -10,9 +10,9 @@ from torch.nn.functional import pad
 
 from vlmtemporal import decode
 from vlmtemporal.backbones import load_model
-from vlmtemporal.basics import VLMTemporalError, VLMTemporalWarning
+from vlmtemporal.basics import BadInput, VLMTemporalError, VLMTemporalWarning
 from vlmtemporal.clips import Answer
-from vlmtemporal.decode import constrained, generate, model_inputs
+from vlmtemporal.decode import answer_batches, constrained, generate, model_inputs
 from vlmtemporal.operations import LOGISTICS, OPENPACK, TAXONOMIES
 from vlmtemporal.prompts import ANSWER, answer_text, parse_answer
 from vlmtemporal.shards import Example
@@ -245,3 +245,40 @@ def test_parser_under_fuzz():
             assert type(a.start_frame) is type(a.end_frame) is int and 0 <= a.start_frame <= a.end_frame < n
         json.dumps(a.to_dict(), allow_nan=False)
     assert min(seen[s] for s in ('json', 'fenced', 'object', 'keywords', 'none')) > 200, seen
+
+
+# ---- the next batch is made ready meanwhile --------------------------------------------------------------------------
+def answers(loaded, clips, **options): return [p for _, said in answer_batches(loaded, clips, LOGISTICS, **options) for p in said]
+
+
+@pytest.mark.parametrize('decoder', ['constrained', 'generate'])
+def test_ahead_of_the_model_the_answers_are_the_same(taught, decoder):
+    clips = [clip(i, 1 + i % 3, indices=None) for i in range(11)]; plain = []
+    for i in range(0, 11, 3): plain += decode.DECODERS[decoder](taught, clips[i:i + 3], LOGISTICS)
+    for found in (answers(taught, clips, decoder=decoder, batch=3), answers(taught, iter(clips), decoder=decoder, batch=3)):
+        assert [(p.key, p.answer, p.probabilities, p.text) for p in found] == [(p.key, p.answer, p.probabilities, p.text) for p in plain]
+
+
+def test_the_next_batch_is_made_while_the_model_works(monkeypatch):
+    "The model's work ends only when the next batch has been made, and no more than one is made ahead."
+    loaded, made, asked, most = tiny(), [threading.Event() for _ in range(4)], [], []
+    def prepare(_, some, taxonomy): made[int(some[0].key)].set(); return 'ready ' + some[0].key
+    def work(_, some, taxonomy, inputs):
+        i = int(some[0].key); assert inputs == f'ready {i}'
+        assert i == 3 or made[i + 1].wait(20), 'nothing is made meanwhile'
+        time.sleep(.05); most.append(sum(e.is_set() for e in made) - i); asked.append(i)
+        return some
+    monkeypatch.setattr(decode, 'model_inputs', prepare); monkeypatch.setitem(decode.DECODERS, 'constrained', work)
+    assert [e.key for e in answers(loaded, [clip(i) for i in range(4)], batch=1)] == ['0', '1', '2', '3'] and asked == [0, 1, 2, 3]
+    assert max(most) == 2
+
+
+def test_what_goes_wrong_ahead_is_told(taught):
+    "A clip that cannot be read: the batches before it are answered, then the error is the reader's."
+    def read():
+        for i in range(5): yield clip(i)
+        raise BadInput('is damaged', 'shard')
+    found = answer_batches(taught, read(), LOGISTICS, batch=2)
+    assert [len(next(found)[1]) for _ in range(2)] == [2, 2]
+    with pytest.raises(BadInput, match='is damaged'): next(found)
+    left = answer_batches(taught, (clip(i) for i in range(100)), LOGISTICS, batch=2); next(left); left.close() # nobody waits for the rest

@@ -1,6 +1,7 @@
 "Evaluation: numbers that follow from predictions, reports from results, and what no evaluation may be made of."
 import html, json, math, re, shutil
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +10,18 @@ import pytest
 from vlmtemporal.backbones import load_model
 from vlmtemporal.basics import BadInput, read_json, write_json
 from vlmtemporal.clips import Answer, Clip
+from vlmtemporal.dataset import build
 from vlmtemporal.decode import Prediction
 from vlmtemporal.engine import Engine
-from vlmtemporal.eval import (PHASES, VARIANTS, LeaveOneOut, Panel, Provenance, Result, Variant, _evidence, _trained,
-                              calibrate, class_table, compare, evaluate, evaluation_set, failures, leave_one_person_out, phases,
+from vlmtemporal.eval import (PHASES, VARIANTS, LeaveOneOut, Order, Panel, Provenance, Result, Variant, Watched, _evidence,
+                              _trained, calibrate, class_table, compare, evaluate, evaluation_set, failures, leave_one_person_out, phases,
                               rescore, save_result, write_report)
-from vlmtemporal.metrics import mcnemar, tiou
+from vlmtemporal.metrics import count_session, mcnemar, timeline_metrics, tiou
 from vlmtemporal.openpack import sessions
-from vlmtemporal.operations import LOGISTICS
+from vlmtemporal.operations import LOGISTICS, Grammar
 from vlmtemporal.shards import find_split, write_shards
-from vlmtemporal.train import TrainConfig, fit
+from vlmtemporal.timeline import FUSION, ROUNDS, Windows, fuse, hsmm_timeline, raw_timeline
+from vlmtemporal.train import TrainConfig, fit, make_trainer
 
 NAMES = LOGISTICS.names
 
@@ -174,6 +177,79 @@ def test_no_result_without_provenance(field, result):
         with pytest.raises(BadInput, match='without its provenance'): replace(result, provenance=worse)
 
 
+# ---- whole sessions --------------------------------------------------------------------------------------------------
+def windows_of(g, session, taxonomy=LOGISTICS):
+    "What a model that knows little says about a session."
+    starts = np.arange(0, session.segments[-1].end - 5, 2.); p = g.dirichlet(np.ones(len(NAMES)), len(starts))
+    return Windows.from_dict(Windows(taxonomy, session.segments[-1].end, starts, p, dict(zip(NAMES, p[-1])), 1.).to_dict(), taxonomy)
+
+
+@pytest.fixture(scope='module')
+def long(mock):
+    "A result on clips and on whole sessions."
+    g, r = np.random.default_rng(5), random_result(4); recorded = sessions(mock)[-3:]
+    windows = {m.name: [windows_of(g, s) for s in recorded] for m in r.models}
+    orders = {'fine-tuned': Order(Grammar.learn([s.segments for s in sessions(mock)[:5]], LOGISTICS), 2.)}
+    watched = Watched(recorded, windows, orders); evidence = _evidence(r.clips, r.train, r.models, orders, watched)
+    return replace(r, orders=orders, watched=watched, provenance=replace(r.provenance, evidence=evidence))
+
+
+def test_timelines_follow_from_the_windows_in_the_file(long, tmp_path):
+    save_result(long, tmp_path); again = rescore(tmp_path/'results.json'); d = read_json(tmp_path/'results.json')
+    assert again.to_dict() == d == json.loads(json.dumps(long.to_dict())) and not again.changed
+    w = long.watched; seen, order = w.windows['fine-tuned'], long.orders['fine-tuned']
+    read = {'base, windows': [raw_timeline(x.rows(), LOGISTICS, x.duration) for x in w.windows['base']],
+            'fine-tuned, windows': [raw_timeline(x.rows(), LOGISTICS, x.duration) for x in seen],
+            'fine-tuned, HSMM': [hsmm_timeline(x.rows(ROUNDS), order.grammar, x.duration, weight=2.) for x in seen]}
+    assert list(d['timelines']['metrics']) == list(read)
+    for name, lines in read.items():
+        counts = [count_session(list(t.segments), list(t.probabilities), s) for t, s in zip(lines, w.sessions)]
+        for metric, value in timeline_metrics(counts).items():
+            found = d['timelines']['metrics'][name][metric]['value']
+            assert found is None and math.isnan(value) or abs(found - value) < 1e-12
+    page, text = (tmp_path/'report.html').read_text(), (tmp_path/'report.md').read_text()
+    assert '<h2>Whole sessions</h2>' in page and text.count('](whole-sessions-') == 3 and 'rework recall' in text
+    assert 'Whole sessions' in long._repr_markdown_()
+
+
+def test_a_changed_window_a_lost_session_and_a_file_from_before(long, result, tmp_path):
+    def changed(harm):
+        d = json.loads(json.dumps(long.to_dict())); harm(d); write_json(tmp_path/'r.json', d); return rescore(tmp_path/'r.json')
+    def surer(d):
+        for w in d['timelines']['windows']['base']: w['probabilities'] = [[.91, *[.01]*9]]*len(w['starts'])
+    other = changed(surer); before, after = (r.watched.reports['base, windows']['frame accuracy']['value'] for r in (long, other))
+    assert other.changed and before != after and other.to_dict()['methods'] == long.to_dict()['methods']
+    assert changed(lambda d: d['timelines']['sessions'][0]['segments'].pop()).changed
+    assert changed(lambda d: d['orders']['fine-tuned'].update(weight=9.)).changed
+    for harm in (lambda d: d['timelines']['windows']['base'].pop(), lambda d: d['timelines']['sessions'].pop(),
+                 lambda d: d['timelines']['windows']['base'][0]['starts'].pop(), lambda d: d['orders']['fine-tuned'].pop('grammar')):
+        with pytest.raises(BadInput, match='is no evaluation'): changed(harm)
+    with pytest.raises(BadInput, match='Juggle'): changed(lambda d: d['timelines']['sessions'][1]['segments'][0].__setitem__(0, 'Juggle'))
+    old = {k: v for k, v in json.loads(json.dumps(result.to_dict())).items() if k not in ('orders', 'timelines')}
+    write_json(tmp_path/'old.json', old); assert not rescore(tmp_path/'old.json').changed
+
+
+# ---- grammar ---------------------------------------------------------------------------------------------------------
+def test_clips_decided_with_grammar(mock, tmp_path):
+    "A row that follows from the predictions and the order of work, each clip after what was decided before it."
+    long = random_result(4); order, base = Order(Grammar.learn([s.segments for s in sessions(mock)[:5]], LOGISTICS), fusion=.8), long.models[1]
+    ruled = replace(long, orders={'fine-tuned': order}); save_result(ruled, tmp_path)
+    row, = (m for m in ruled.panel.methods if m.name == 'fine-tuned + grammar'); before = {}
+    assert [m.name for m in ruled.panel.models] == ['base', 'fine-tuned', 'fine-tuned + grammar']
+    for i in sorted(range(len(long.clips)), key=lambda i: long.clips[i].start):
+        c, p, said = long.clips[i], base.predictions[i], row.predictions[i]
+        if not p.probabilities: assert said == p; continue
+        last, at = before.get(c.session, (None, c.start)); q = fuse(p.probabilities, last, c.start - at, order.grammar, .8)
+        best = max(q, key=q.get); before[c.session] = best, c.start
+        assert said.answer.dominant_operation == best and abs(said.answer.confidence - q[best]) < 1e-9
+        assert (said.answer.start_frame, said.answer.anticipated_next_operation) == (p.answer.start_frame, p.answer.anticipated_next_operation)
+    assert row.answers != base.answers and [t['method'] for t in ruled.panel.paired] == ['fine-tuned', 'fine-tuned + grammar']
+    again = rescore(tmp_path/'results.json'); d = read_json(tmp_path/'results.json'); off = long.to_dict()
+    assert again.to_dict() == d and len(again.models) == 2 and d['finetuned_model'] == off['finetuned_model']
+    assert [m['name'] for m in d['methods'] if m['ruled']] == ['fine-tuned + grammar'] and '| fine-tuned + grammar |' in (tmp_path/'report.md').read_text()
+    assert not any(m['ruled'] for m in off['methods']) and len(off['methods']) == len(d['methods']) - 1, 'off where it was not asked for'
+
+
 # ---- reports ---------------------------------------------------------------------------------------------------------
 def test_both_reports_say_the_same(result, written):
     page, text = (written/'report.html').read_text(), (written/'report.md').read_text()
@@ -268,14 +344,41 @@ def test_lopo(mock, tiny, tmp_path, monkeypatch):
 
 
 def test_failures(mock, tiny, tmp_path):
-    half = Variant('half of the clips', share=.5)
-    table = failures(mock, tmp_path, 'twin', tiny, 1, 4, (VARIANTS[0], half), options=dict(sampler='uniform'))
-    assert [r['variant'] for r in table.rows] == ['as specified', 'half of the clips', 'as specified + grammar']
-    assert all(r['differences'] for r in table.rows[1:])
+    half = Variant('half of the clips', share=.5); specified, _, second, *_ = VARIANTS
+    table = failures(mock, tmp_path, 'twin', tiny, 1, 4, (specified, second, half), options=dict(sampler='uniform'))
+    assert [r['variant'] for r in table.rows] == ['as specified', 'preceding second', 'half of the clips', 'as specified + grammar']
+    assert all(r['differences'] for r in table.rows[1:]), 'all are asked about the same clips'
     assert [len(rescore(tmp_path/n/'results.json').train) for n in ('as-specified', 'half-of-the-clips')] == [4, 2]
+    led = tmp_path/'preceding-second'
+    assert {find_split(led/'shards', s).index['lead'] for s in ('train', 'test')} == {1} == {read_json(led/'run'/'adapter'/'vlmtemporal.json')['lead']}
     d = read_json(tmp_path/'failures.json')
-    assert len(d['rows']) == 3 and set(d['provenance']) == {'as specified', 'half of the clips'}
+    assert len(d['rows']) == 4 and set(d['provenance']) == {'as specified', 'preceding second', 'half of the clips'}
     assert 'as specified + grammar' in (tmp_path/'report.md').read_text()
+
+
+def test_remedies_are_what_the_specification_proposes():
+    assert [v.name for v in VARIANTS] == ['as specified', 'Tape/Pack within 0.5 s', 'preceding second', 'half of the clips', 'sliding clips too']
+    assert VARIANTS[0] == Variant('as specified') and VARIANTS[1].build == dict(hard_jitter=.5) and VARIANTS[2].both == dict(lead=1.)
+
+
+def test_a_model_is_asked_as_it_was_trained(mock, shards, tiny, tmp_path, video):
+    "An adapter that saw the second before sees it again, here and in use; one that did not is not shown it."
+    for who in ('U0102', 'U0108'): shutil.copytree(mock/who, tmp_path/'two'/who)
+    build(tmp_path/'two', tmp_path/'led', sampler='uniform', lead=1.)
+    train = find_split(tmp_path/'led', 'train'); pictures = [len(train.meta(i)['indices']) for i in range(len(train))]
+    assert set(pictures) >= {8, 10}, 'a batch of both kinds'
+    mixed = make_trainer(load_model('twin'), train, tmp_path/'mixed', replace(tiny, micro_batch=2), rows=[pictures.index(8), pictures.index(10)])
+    mixed.train(); assert math.isfinite(mixed.state.log_history[0]['loss'])
+    led = Path(fit(tmp_path/'led', tmp_path/'run', config=tiny).adapter); engine = Engine('twin', led)
+    assert engine.sample(video, 20.).indices.tolist()[:3] == [-19, -7, 7] and len(engine.sample(video).indices) == 8
+    assert engine.predict(video, 20.).answer and engine.analyze(video, stride=30.).windows > 2
+    with pytest.raises(BadInput, match='with a lead of 1 s, the shards have 0 s'): evaluate(shards, 'twin', [led], 1)
+    alone = Path(fit(shards, tmp_path/'alone', config=tiny).adapter)
+    shown = []; import vlmtemporal.eval as module; predict = module.predict_all
+    def seen(loaded, examples, *rest): shown.append({len(e.indices) for e in examples}); return predict(loaded, examples, *rest)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, 'predict_all', seen); evaluate(tmp_path/'led', 'twin', [led, alone], 2)
+    assert shown[0] == shown[1] and 10 in shown[0] and shown[2] == {8}
 
 
 def test_protocol_needs_its_clips(shards, tmp_path):
@@ -313,6 +416,26 @@ def test_refused_before_anything_is_predicted(shards, tiny, tmp_path, monkeypatc
         evaluate(tmp_path/'two', 'twin', clips=1)
 
 
+def test_sessions_are_watched_as_in_use(shards, mock, tiny, tmp_path, video, monkeypatch):
+    "What the report says of a session is what `analyze` says of its video; from the file come the same numbers."
+    import vlmtemporal.eval as module
+    from typer.testing import CliRunner
+    from vlmtemporal.cli import app
+    monkeypatch.setattr(module, 'watch', partial(module.watch, stride=5.)); adapter = Path(fit(shards, tmp_path/'run', config=tiny).adapter)
+    said = CliRunner().invoke(app, ['eval', str(shards), str(tmp_path/'eval'), '--adapter', str(adapter), '--clips', '1', '--root', str(mock),
+                                    '--sessions', '1', '--grammar'], catch_exceptions=False)
+    assert said.exit_code == 0 and 'Whole sessions' in said.output and '+ grammar |' in said.output
+    r = rescore(tmp_path/'eval'/'results.json'); assert r.to_dict() == read_json(tmp_path/'eval'/'results.json')
+    assert [s.key for s in r.watched.sessions] == ['U0108-S0100'] == list(r.provenance.data['sessions'])
+    assert len(r.watched.timelines) == 4 and r.orders.keys() == r.watched.windows.keys()
+    found = Engine('twin', adapter).analyze(video, stride=5.); name = r.models[1].name
+    for line, mine in ((found.raw, f'{name}, windows'), (found.timeline, f'{name}, HSMM')):
+        a, b = line.segments, r.watched.timelines[mine][0].segments
+        assert [s.operation for s in a] == [s.operation for s in b] and np.allclose([s.end for s in a], [s.end for s in b], atol=.41)
+    shutil.copytree(mock/'U0101', tmp_path/'nobody'/'U0101')
+    with pytest.raises(BadInput, match='records nobody of the test split'): evaluate(shards, clips=1, root=tmp_path/'nobody')
+
+
 def test_eval_from_results(cli, written, tmp_path):
     code, out, _ = cli('eval', written/'results.json', tmp_path/'again')
     assert code == 0 and 'inner boundary' in out
@@ -334,6 +457,13 @@ def test_calibrated_on_the_validation_person(shards, mock, tmp_path):
     made = calibrate(shards, adapter, clips=4, root=mock); engine = Engine('twin', adapter)
     assert made.people == ('U0107',) and made.nll_after <= made.nll_before and made.weight in (.25, .5, .75, 1, 1.5, 2, 3, 4, 6, 8)
     assert engine.loaded.temperature == made.temperature and engine.weight == made.weight
+    assert made.fusion in [i/10 for i in range(21)]
+    for fusion, told in ((made.fusion, made.fusion), (0., 0.), (None, FUSION)): # as it is, off, and as if from before
+        write_json(adapter/'calibration.json', read_json(adapter/'calibration.json') | dict(fusion=fusion))
+        r = evaluate(shards, 'twin', [adapter], 2, grammar=True); order, = r.orders.values()
+        assert order.fusion == told and [m.name for m in r.panel.models][2:] == [f'{r.models[1].name} + grammar']
+        if not told: assert [a.dominant_operation for a in r.ruled[0].answers] == [a.dominant_operation for a in r.models[1].answers]
+    (adapter/'grammar.json').unlink(); assert not evaluate(shards, 'twin', [adapter], 1, grammar=True).orders
     with pytest.raises(BadInput, match='adapter was trained on|trained on'): calibrate(shards/'train', adapter)
     (adapter/'calibration.json').write_text('{"temperature": -1}')
     with pytest.raises(BadInput, match='holds no temperature'): load_model('twin', adapter)

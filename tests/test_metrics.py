@@ -312,6 +312,21 @@ def official(sessions):
     return mean([recall_and_f1(pairs, o)[1] for o in NAMES if o != NULL]) if pairs else math.nan
 
 
+def rework_found(true, predicted):
+    "How much of what is done again is found as in F1@50, and how much there is; the sessions here have one box."
+    again, done = [], []
+    for o, a, b in true:
+        if o in (NULL, 'Idle'): continue
+        if o in done and done[-1] != o: again.append((o, a))
+        done.append(o)
+    p, q = joined(predicted), joined(true); hit = set()
+    for s in p:
+        values = [iou(s, t) if s[0] == t[0] else 0. for t in q]
+        if values and max(values) >= .5 - 1e-9: hit.add(values.index(max(values)))
+    back = {j for o, a in again for j, t in enumerate(q) if t[0] == o and t[1] <= a < t[2]}
+    return len(back & hit), len(back)
+
+
 def timeline_reference(sessions):
     "The metrics of timelines as they are defined, frame by frame: sessions of (true, predicted, scores, phase)."
     right = total = 0; edits = []; segments, moments = ({k: [0, 0, 0] for k in ks} for ks in (OVERLAPS, TOLERANCES))
@@ -329,7 +344,8 @@ def timeline_reference(sessions):
     return {'1 Hz macro F1': official([(t, p, phase) for t, p, _, phase in sessions]), 'frame accuracy': ratio(right, total), 'edit': mean(edits),
             **{f'F1@{round(100*k)}': f1(*c) for k, c in segments.items()},
             **{f'mAP@{k}': macro_average_precision([(t, p, x) for t, p, x, _ in sessions], k) for k in DETECTION},
-            **{f'boundary F1 {k:g} s': f1(*c) for k, c in moments.items()}}
+            **{f'boundary F1 {k:g} s': f1(*c) for k, c in moments.items()},
+            'rework recall': ratio(*map(sum, zip(*(rework_found(t, p) for t, p, _, _ in sessions))))}
 
 
 @pytest.mark.parametrize('seed', range(250))

@@ -1,5 +1,6 @@
 "The HSMM against brute force, live against offline, nothing impossible, what sharpening maximises."
 import itertools, math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from vlmtemporal.basics import rng
 from vlmtemporal.clips import CLIP_SECONDS, window_starts
 from vlmtemporal.operations import Grammar, Operation, Segment, Taxonomy
-from vlmtemporal.timeline import HSMM, STEP, emissions, fit_fusion, fit_weight, fuse, hsmm_timeline, live_labels
+from vlmtemporal.timeline import HSMM, STEP, _later, emissions, fit_fusion, fit_weight, fuse, fuse_clips, hsmm_timeline, live_labels
 
 
 def some_grammar(seed, classes=3, fastest=.3, slowest=1.5):
@@ -117,31 +118,60 @@ def test_each_round_of_sharpening_explains_the_votes_better(seed):
     assert np.allclose(rounds[0][covered], (i@p)[covered]/i.sum(1, keepdims=True)[covered])
 
 
-def clips(seed, odds, n=2000, sharp=4.):
-    "A Markov chain with these odds (C, C), and what a calibrated model says: noisy logits."
-    r = rng(seed, 'clips'); k = len(odds); chain = [0]
-    while len(chain) <= n: chain.append(int(r.choice(k, p=odds[chain[-1]]/odds[chain[-1]].sum())))
-    logits = sharp*np.eye(k)[chain[1:]] + math.sqrt(sharp)*r.normal(size=(n, k))
-    p = np.exp(logits - logits.max(1, keepdims=True)); names = [f'op {c}' for c in chain]
-    return p/p.sum(1, keepdims=True), names[:-1], names[1:]
-
-
 @pytest.mark.parametrize('seed', range(4))
-def test_fusion_weighs_the_prior_by_its_worth(seed):
-    g = some_grammar(seed, 5)
-    assert .7 < fit_fusion(*clips(seed, g.transitions), g) < 1.4 # calibrated evidence, a true prior: Bayes' rule is 1
-    assert fit_fusion(*clips(seed, g.transitions), Grammar.learn([], g.taxonomy)) == 0 # all weights tie
-    assert fit_fusion(*clips(seed, np.ones((5, 5))), g) <= .1 # whatever comes before, anything follows
-    assert fit_fusion(*clips(seed, 1/(g.transitions + .1)), g) == 0 # what the grammar thinks rare is common
+def test_what_is_under_way_later(seed):
+    "The chain against one that is played, its own composition, and where it comes to rest."
+    g = some_grammar(seed, 5, 2, 6); r = rng(seed, 'chain'); mean = np.exp(g.log_mean + g.log_std**2/2)
+    for t in (0., .4, 3., 500.):
+        x = _later(g, t); assert np.allclose(x.sum(1), 1) and (x >= -1e-12).all()
+        assert np.allclose(x@_later(g, 1.7), _later(g, t + 1.7)) and np.allclose(g.prior@x, g.prior)
+    assert np.allclose(_later(g, 0.), np.eye(5)) and np.allclose(_later(g, 1e4), g.prior)
+    count = np.zeros(5)
+    for _ in range(3000):
+        c, left = 0, 2.5
+        while (left := left - r.exponential(mean[c])) > 0: c = int(r.choice(5, p=g.transitions[c]))
+        count[c] += 1
+    assert np.abs(count/3000 - _later(g, 2.5)[0]).max() < .04
+
+
+def clips(seed, chain, n=300, sharp=4.):
+    "Sessions of clips from a chain (C, C) of seconds, and what a calibrated model says that knows the classes' shares."
+    r = rng(seed, 'clips'); k = len(chain(1.)); share = chain(1e5)[0]; out = []
+    for _ in range(4):
+        at, true = np.cumsum(r.choice([.5, 2., 6.], n)), [int(r.choice(k, p=share))]
+        for t in np.diff(at): p = np.maximum(chain(t)[true[-1]], 0); true.append(int(r.choice(k, p=p/p.sum())))
+        logits = sharp*np.eye(k)[true] + math.sqrt(sharp)*r.normal(size=(n, k)) + np.log(share)
+        p = np.exp(logits - logits.max(1, keepdims=True)); out.append((at, p/p.sum(1, keepdims=True), [f'op {c}' for c in true]))
+    return out
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_fusion_weighs_the_grammar_by_its_worth(seed):
+    "One, by Bayes' rule, for a chain that it describes, less what a decision before may be wrong; nothing for one that it does not."
+    g = some_grammar(seed, 4, 2, 5); right = lambda w, x: np.mean([f'op {q.argmax()}' == n for at, p, true in x for q, n in zip(fuse_clips(at, p, g, w), true)])
+    true = clips(seed, lambda t: _later(g, t)); w = fit_fusion(true, g)
+    assert .4 < w < 1.3 and right(w, true) > right(0, true) + .02
+    assert fit_fusion(clips(seed, lambda t: np.tile(g.prior, (4, 1))), g) <= .1 # whatever comes before, anything follows
+    back = replace(g, counts=np.roll(g.counts, 2, 1), log_mean=g.log_mean[::-1]) # another one's order and durations
+    assert fit_fusion(true, back) < w
 
 
 def test_fusion_keeps_what_it_is_given():
     g = some_grammar(0, 5); p = rng(0, 'fuse').dirichlet(np.ones(5)); names = g.taxonomy.names
-    assert np.allclose(fuse(p, names[1], g, 0), p) and np.allclose(fuse(p, None, g, 1), p)
-    by_name = fuse(dict(zip(names, p)), names[1], g, .7)
-    assert np.allclose(list(by_name.values()), fuse(p, names[1], g, .7)) and math.isclose(sum(by_name.values()), 1)
+    assert np.allclose(fuse(p, names[1], 2., g, 0), p) and np.allclose(fuse(p, None, 2., g, 1), p) and np.allclose(fuse(p, names[1], 1e6, g, 1), p)
+    by_name = fuse(dict(zip(names, p)), names[1], 2., g, .7)
+    assert np.allclose(list(by_name.values()), fuse(p, names[1], 2., g, .7)) and math.isclose(sum(by_name.values()), 1)
     certain = np.eye(5)[2]
-    assert (fuse(certain, names[2], g, 1.) == certain).all() # even what should not follow itself
+    assert np.allclose(fuse(certain, names[4], 0., g, 2.), certain), 'even what cannot have begun since'
+
+
+def test_what_was_decided_before_counts_and_not_what_is_true():
+    g = some_grammar(3, 4, 2, 5); r = rng(3, 'decided'); at, p = np.cumsum(r.uniform(.2, 4, 30)), r.dirichlet(np.ones(4), 30)
+    found, before = fuse_clips(at, p, g, .8), None
+    for i in range(30):
+        q = fuse(p[i], before, at[i] - at[i - 1] if i else 0., g, .8); before = g.taxonomy.names[int(q.argmax())]
+        assert np.allclose(found[i], q)
+    assert np.allclose(fuse_clips(at, p, g, 0.), p) and len(fuse_clips(at[:0], p[:0], g)) == 0 and np.allclose(fuse_clips(at[:1], p[:1], g), p[:1])
 
 
 @pytest.mark.parametrize('seed', range(3))

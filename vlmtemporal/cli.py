@@ -124,6 +124,10 @@ def build(
     splits: Annotated[Optional[str], typer.Option(
         help='Who is on which side: specification, rgb (the subjects whose colour frames exist) or leave-out:SUBJECT. '
              'The first, or where it has nobody the second, when absent.')] = None,
+    lead: Annotated[float, typer.Option(help='Seconds before a clip that are shown with it, two pictures each; an adapter '
+                                             'that was trained so is asked so.', min=0, max=5)] = 0.,
+    hard_jitter: Annotated[float, typer.Option(help='Seconds that a boundary between Tape and Pack may be off its place in a '
+                                                    'clip; it is 0.5 everywhere else.', min=0, max=2)] = 1.,
     workers: Annotated[Optional[int], typer.Option(help='Cores; all when absent.', min=1)] = None,
     seed: Seed = 0,
 ):
@@ -135,7 +139,8 @@ def build(
     import os
     from vlmtemporal.dataset import build, write_samples
     built = build(root, out, split, sampler, max_clips=max_clips, seed=seed, workers=workers or os.cpu_count(),
-                  kinds=tuple(clips.split(',')), roi=_region(roi), boosted=boosted, splits=splits)
+                  kinds=tuple(clips.split(',')), roi=_region(roi), boosted=boosted, splits=splits,
+                  lead=lead, hard_jitter=hard_jitter)
     for b in built:
         drawn = sum(map(len, b.lacking.values())); drawn = f', drawn from {b.clips - drawn}' if b.examples < b.clips - drawn else ''
         typer.echo(f'{b.split}: {b.examples} examples from {b.sessions} sessions in {b.path}{drawn}')
@@ -228,11 +233,11 @@ def calibrate(
     model: Annotated[Optional[str], typer.Option(help='Its base, where it lies elsewhere than it was trained from.')] = None,
     root: Annotated[Optional[Path], typer.Option(help='Where the sessions lie: fits the timeline, too.')] = None,
 ):
-    "Make an adapter's confidence true, on the validation split; with --root, also how much a timeline trusts its windows."
+    "Make an adapter's confidence true and weigh its grammar, on the validation split; with --root, for timelines, too."
     from vlmtemporal.eval import calibrate
     c = calibrate(shards, adapter, model, root=root)
     typer.echo(f"temperature {c.temperature} from {c.clips} clips of {', '.join(c.people)}: {c.nll_before} to {c.nll_after} nats a clip"
-               + (f'; weight {c.weight} a second' if c.weight else ''))
+               + (f'; weight {c.weight} a second' if c.weight else '') + (f'; grammar {c.fusion}' if c.fusion is not None else ''))
 
 # %% ../nbs/04d_cli.ipynb #b5422d99
 @app.command()
@@ -280,14 +285,19 @@ def eval(
     clips: Clips = 30,
     decoder: Annotated[str, typer.Option(help='constrained or generate.')] = 'constrained',
     root: Annotated[Optional[Path], typer.Option(
-        help='The sessions that the shards were built from: adds Tape against Pack, by phase.')] = None,
+        help='The sessions that the shards were built from: every model watches those of the test split from end to end, '
+             'and the report adds Tape against Pack, by phase.')] = None,
+    most: Annotated[int, typer.Option('--sessions', help='With --root: only the first so many sessions; 0 for all.', min=0)] = 0,
+    grammar: Annotated[bool, typer.Option('--grammar', help='Decide the clips of each adapter once more in the light of the '
+                                                            'operation predicted before: one more row each.')] = False,
     seed: Seed = 0,
 ):
-    "Base, adapters and blind baselines on the same test clips."
+    "Base, adapters and blind baselines on the same test clips, and whole sessions from end to end."
     from vlmtemporal.eval import evaluate, rescore, save_result
     from vlmtemporal.openpack import sessions
     recorded = sessions(root) if root else None
-    result = rescore(shards) if shards.suffix == '.json' else evaluate(shards, model, adapter or (), clips, decoder, seed)
+    result = (rescore(shards) if shards.suffix == '.json' else
+              evaluate(shards, model, adapter or (), clips, decoder, seed, root, most, grammar))
     report = save_result(result, out, recorded=recorded)
     typer.echo(f'{result.title}\n\n{result._repr_markdown_()}\n\nreport in {report}')
 
@@ -363,7 +373,9 @@ def analyze(
     model: Model = 'twin',
     adapter: Adapter = None,
     stride: Annotated[float, typer.Option(help='Seconds between windows.', min=.04)] = 1.,
-    context: Annotated[float, typer.Option(help='Seconds at a window\'s start that it sees and does not speak for.', min=0, max=4)] = 1.,
+    context: Annotated[Optional[float], typer.Option(
+        help="Seconds at a window's start that it sees and does not speak for; 1, or 0 where the adapter was trained with a lead.",
+        min=0, max=4)] = None,
     plot: Annotated[Optional[Path], typer.Option(help='Save the timeline as a picture, under the annotation if there is one.')] = None,
     as_json: Json = False,
 ):

@@ -18,7 +18,7 @@ from .memory import free_memory, unpacked
 from .operations import Grammar, Segment, Taxonomy, get_taxonomy
 from .sampling import SampledClip, sample_clip
 from .shards import Example
-from .timeline import ROUNDS, WEIGHT, Timeline, hsmm_timeline, plot_timeline, raw_timeline, watch
+from .timeline import WEIGHT, Timeline, plot_timeline, watch
 from .video import open_video
 
 # %% ../nbs/04a_engine.ipynb #baf25721
@@ -42,7 +42,7 @@ class Analysis:
 
 # %% ../nbs/04a_engine.ipynb #ec17f347
 class Engine:
-    """A loaded model that answers about videos, one at a time. An adapter brings its taxonomy, sampler and grammar along,
+    """A loaded model that answers about videos, one at a time. An adapter brings its taxonomy, sampler, lead and grammar along,
     and is merged into its base where memory allows."""
     def __init__(self,
         model: str = 'twin',
@@ -57,7 +57,7 @@ class Engine:
         self.loaded = load_model(model, adapter, quantize=bool(adapter) or not roomy, merge=roomy)
         about = read_json(adapter/'vlmtemporal.json') if adapter else {}
         self.taxonomy: Taxonomy = get_taxonomy(taxonomy or about.get('taxonomy', 'logistics'))
-        self.sampler, self.k = sampler or about.get('sampler', 'entropy'), about.get('k', 8)
+        self.sampler, self.k, self.lead = sampler or about.get('sampler', 'entropy'), about.get('k', 8), about.get('lead', 0.)
         learnt = adapter and adapter/'grammar.json'
         self.grammar = Grammar.load(learnt) if learnt and learnt.exists() else None
         self.weight = (calibration_of(adapter) if adapter else {}).get('weight') or WEIGHT
@@ -70,7 +70,7 @@ class Engine:
         finally: self._places.release()
     def sample(self, video: str | Path, start: float = 0.) -> SampledClip:
         "The frames that the model would see."
-        return sample_clip(open_video(video), start, self.sampler, self.k)
+        return sample_clip(open_video(video), start, self.sampler, self.k, lead=self.lead)
     def _answer(self, clip: SampledClip, name: str, decoder: str = 'constrained') -> Prediction:
         example = Example(name, clip.frames, clip.indices, None, name, clip.start, clip.n_frames)
         with self._turn: return DECODERS[decoder](self.loaded, [example], self.taxonomy)[0]
@@ -84,12 +84,11 @@ class Engine:
     def analyze(self,
         video: str | Path,
         stride: float = 1.,           # seconds between windows
-        context: float = 1.,          # seconds at a window's start that it sees and does not speak for
+        context: float = None,        # seconds at a window's start that it sees and does not speak for; as in `watch`
         batch: int = 8,               # windows that are answered at once
     ) -> Analysis:
         "The segments of a whole video."
         source, begin = open_video(video), time.perf_counter()
-        w = watch(self.loaded, source, self.taxonomy, self.sampler, self.k, stride, context, batch, self._turn)
-        raw = raw_timeline(w.rows(), self.taxonomy, w.duration, w.next)
-        best = raw if self.grammar is None else hsmm_timeline(w.rows(ROUNDS), self.grammar, w.duration, w.next, self.weight)
+        w = watch(self.loaded, source, self.taxonomy, self.sampler, self.k, stride, context, self.lead, batch, self._turn)
+        raw = w.read(); best = w.read(self.grammar, self.weight) if self.grammar else raw
         return Analysis(best, raw, len(w.starts), time.perf_counter() - begin)

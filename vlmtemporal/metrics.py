@@ -7,7 +7,8 @@ __all__ = ['OVERLAPS', 'TOLERANCES', 'DETECTION', 'tiou', 'clip_scores', 'bootst
            'class_mean_recall', 'boundary_errors', 'Reliability', 'reliability', 'brier_scores', 'plot_reliability',
            'Judgement', 'judge', 'clip_report', 'paired_bootstrap', 'mcnemar', 'second_table', 'openpack_f1',
            'frame_table', 'edit_score', 'overlap_counts', 'f1_of', 'boundary_counts', 'Detections', 'match_detections',
-           'mean_average_precision', 'SessionCounts', 'count_session', 'timeline_metrics', 'timeline_report']
+           'mean_average_precision', 'rework', 'rework_counts', 'SessionCounts', 'count_session', 'timeline_metrics',
+           'timeline_report']
 
 # %% ../nbs/03c_metrics.ipynb #3de76082
 from dataclasses import dataclass
@@ -413,6 +414,29 @@ def mean_average_precision(
     rows = [precision(c) for c in np.flatnonzero(total)]
     return np.mean(rows, 0) if rows else np.full(hits.shape[1], nan)
 
+# %% ../nbs/03c_metrics.ipynb #87eacd2c
+def rework(
+    session: Session,
+) -> list[Segment]:
+    "The segments in which an operation is done again in its box, after another one."
+    seen, before, out = set(), None, []
+    for s, box in zip(session.segments, session.boxes):
+        if s.operation in (session.taxonomy.null, 'Idle'): continue
+        if s.operation != before and (box, s.operation) in seen: out.append(s)
+        seen.add((box, s.operation)); before = s.operation
+    return out
+
+def rework_counts(
+    predicted: list[Segment],
+    session: Session,     # the truth
+    threshold: float = .5,
+) -> np.ndarray: # int64 (2,): found, all
+    "What one session adds to the recall of rework."
+    p, q = (_instances(x, session.taxonomy.null) for x in (predicted, session.segments))
+    found = {int(row.argmax()) for row in _overlaps(p, q) if q and row.max() >= threshold - 1e-9}
+    back = {j for s in rework(session) for j, t in enumerate(q) if t.operation == s.operation and t.start <= s.start < t.end}
+    return np.array([len(found & back), len(back)])
+
 # %% ../nbs/03c_metrics.ipynb #a0293551
 @dataclass(frozen=True)
 class SessionCounts:
@@ -424,6 +448,7 @@ class SessionCounts:
     overlaps: np.ndarray   # int64 (K, 3), from `overlap_counts`
     boundaries: np.ndarray # int64 (K, 3), from `boundary_counts`
     detections: Detections
+    rework: np.ndarray     # int64 (2,), from `rework_counts`
 
 def count_session(
     predicted: list[Segment],
@@ -435,7 +460,7 @@ def count_session(
     return SessionCounts(taxonomy, second_table(predicted, session), frame_table(predicted, session),
                          edit_score(predicted, true, null), overlap_counts(predicted, true, null),
                          boundary_counts(predicted, true, null),
-                         match_detections(predicted, probabilities, true, taxonomy))
+                         match_detections(predicted, probabilities, true, taxonomy), rework_counts(predicted, session))
 
 def timeline_metrics(
     counts: list[SessionCounts], # of one method, sessions of one taxonomy
@@ -443,14 +468,15 @@ def timeline_metrics(
     "Every metric of timelines, pooled over these sessions; nothing without sessions."
     if not counts: return {}
     total = lambda field: sum(getattr(c, field) for c in counts)
-    edits = [c.edit for c in counts if c.edit == c.edit]; frames = total('frames')
+    edits = [c.edit for c in counts if c.edit == c.edit]; frames = total('frames'); found, back = total('rework').tolist()
     named = lambda form, levels, values: {form.format(x): float(v) for x, v in zip(levels, values)}
     return {'1 Hz macro F1': openpack_f1(total('seconds'), counts[0].taxonomy),
             'frame accuracy': float(frames.diagonal().sum()/frames.sum()) if frames.any() else nan,
             'edit': sum(edits)/len(edits) if edits else nan,
             **named('F1@{:.0f}', [100*t for t in OVERLAPS], f1_of(total('overlaps'))),
             **named('mAP@{:g}', DETECTION, mean_average_precision([c.detections for c in counts])),
-            **named('boundary F1 {:g} s', TOLERANCES, f1_of(total('boundaries')))}
+            **named('boundary F1 {:g} s', TOLERANCES, f1_of(total('boundaries'))),
+            'rework recall': found/back if back else nan}
 
 def timeline_report(
     counts: list[SessionCounts],

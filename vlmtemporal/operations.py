@@ -155,7 +155,11 @@ class Grammar:
     @classmethod
     def load(cls, path: str | Path) -> 'Grammar':
         "Read what `save` wrote; `BadInput` when it is something else or of another taxonomy."
-        d, fix = read_json(path, 'learn the grammar again'), 'learn the grammar again'
+        return cls.from_dict(read_json(path, 'learn the grammar again'), path)
+    @classmethod
+    def from_dict(cls, d: dict, path: object = 'grammar') -> 'Grammar':
+        "What `to_dict` gave; `BadInput` names `path` when it is something else."
+        fix = 'learn the grammar again'
         try:
             taxonomy = get_taxonomy(d['taxonomy']); n = len(taxonomy)
             arrays = [np.array(d[name], np.float64) for name in ('counts', 'log_mean', 'log_std')]

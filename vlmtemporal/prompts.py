@@ -15,12 +15,13 @@ from .sampling import FPS, N_FRAMES
 
 # %% ../nbs/01e_prompts.ipynb #b1bfdb82
 def messages(
-    indices,             # (k,) the frames that it sees, of 0..124
+    indices,             # (k,) the frames that it sees, of 0..124; negative ones lie before the clip
     taxonomy: Taxonomy,  # the words that it may use
 ) -> list[dict]:         # chat messages; images are placeholders, in order
     "System and user message for one clip."
     system = (f'You watch {N_FRAMES/FPS:g} seconds of packing work ({N_FRAMES} frames at {FPS} fps, numbered 0 to {N_FRAMES - 1}). '
               f'Operations: {", ".join(taxonomy.names)}.')
+    if min(indices, default=0) < 0: system += ' Frames with negative numbers show what came before.'
     question = ('Which operation fills most of the clip, in which frames, and which operation follows it? Answer as JSON: '
                 '{"dominant_operation": ..., "temporal_segment": {"start_frame": ..., "end_frame": ...}, "anticipated_next_operation": ...}')
     frames = [c for i in indices for c in (dict(type='text', text=f'Frame {i} ({i/FPS:.2f} s): '), dict(type='image'))]

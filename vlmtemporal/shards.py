@@ -27,7 +27,7 @@ class Example:
     "A clip's sampled frames and its target answer."
     key: str             # the clip's id
     frames: np.ndarray = field(repr=False) # uint8 RGB (k, H, W, 3)
-    indices: np.ndarray  # int64 (k,), which of the clip's frames they are
+    indices: np.ndarray  # int64 (k,), which of the clip's frames they are; negative ones lie before it
     answer: Answer       # the truth
     session: str         # key of the session it was cut from
     start: float         # seconds into the session

@@ -294,7 +294,8 @@ def _versions() -> dict[str, str]:
 def _about(config: TrainConfig, data: Shards, history: list[dict], wide: list[str]) -> dict:
     "What an adapter remembers of its training."
     import torch
-    return dict(config=asdict(config), taxonomy=data.taxonomy.name, sampler=data.index['sampler'], k=data.index['k'], data=data.index['config'],
+    return dict(config=asdict(config), taxonomy=data.taxonomy.name, sampler=data.index['sampler'], k=data.index['k'],
+                lead=data.index.get('lead', 0.), data=data.index['config'],
                 people=data.index['people'], examples=len(data), steps=history[-1]['step'], loss=round(history[-1]['loss'], 4), float32=wide,
                 processes=_world(), machine=torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU', versions=_versions())
 
@@ -335,7 +336,9 @@ def model_card(
     head = ModelCardData(base_model=None if twin else about['model'], library_name='peft', pipeline_tag='image-text-to-text', license=license if known else 'other',
                          license_name=None if known else license, tags=['vlmtemporal', 'qlora', 'temporal-localization', 'procedural-video'])
     c, n = about['config'], about.get('examples')
-    facts = {'base': about['model'], 'operations': about['taxonomy'], 'frames': f"{about['k']} of 125, chosen by `{about['sampler']}`", 'people': ', '.join(about['people']),
+    lead = f", and two a second of the {about['lead']:g} s before" if about.get('lead') else ''
+    frames = f"{about['k']} of 125, chosen by `{about['sampler']}`{lead}"
+    facts = {'base': about['model'], 'operations': about['taxonomy'], 'frames': frames, 'people': ', '.join(about['people']),
              'examples': n, 'optimiser steps': about['steps'], 'last loss': about.get('loss'), 'effective batch': c and c['micro_batch']*c['accumulation'],
              'LoRA': c and f"r={c['lora_r']}, alpha={c['lora_alpha']}, NF4 base", 'seed': c and c['seed'], 'machine': about.get('machine'),
              'versions': ', '.join(f'{k} {v}' for k, v in about.get('versions', {}).items()), 'data (hash of its settings)': about['data']}
@@ -401,8 +404,9 @@ def preflight(
     "Choose micro-batch and checkpointing for a card, by measuring optimiser steps of the longest examples."
     data, effective, room = find_split(shards, 'train'), config.micro_batch*config.accumulation, vram*.91 # a 16 GB card has 14.56 GiB
     architecture, _ = model_config(model)
-    shape = dict(frames=data.index['k'], side=112 if model == 'twin' else 336, lora_r=config.lora_r)
-    size = lambda i: len(answer_text(Answer.from_dict(data.meta(i)['answer']))) # pictures and questions are of one length
+    metas = [data.meta(i) for i in range(len(data))]; most = max(len(m['indices']) for m in metas)
+    shape = dict(frames=most, side=112 if model == 'twin' else 336, lora_r=config.lora_r)
+    size = lambda i: (len(metas[i]['indices']), len(answer_text(Answer.from_dict(metas[i]['answer'])))) # questions are alike
     worst, found = sorted(range(len(data)), key=size, reverse=True)[:effective], []
     for again in (True, False): # compute layers again, or keep what they computed
         try: planned, paper = choose_micro_batch(architecture, room, effective, checkpointing=again, **shape)
