@@ -1,0 +1,59 @@
+"The model that ships: what trained it shares no seed, person or frame with what it is judged on, and it can do its work."
+import hashlib, json
+
+import numpy as np
+import pytest
+
+from vlmtemporal.backbones import twin_checkpoint
+from vlmtemporal.basics import file_hash, read_json
+from vlmtemporal.twin import MOCK, render, session_script, world
+
+RECIPE = read_json(twin_checkpoint()/'recipe.json')
+ABOUT = read_json(twin_checkpoint()/'adapter'/'vlmtemporal.json')
+
+
+def sessions(recipe, only=()):
+    "The scripts of a twin."
+    for i in range(1, recipe['subjects'] + 1):
+        for j in range(1, recipe['sessions'] + 1):
+            if not only or f'U{100 + i:04d}' in only:
+                yield session_script(recipe['seed'], f'U{100 + i:04d}', f'S{j:02d}00', recipe['boxes'], recipe['taxonomy'])
+
+
+def fitted(): return sessions(RECIPE['adapter'])
+def judged():
+    yield from sessions(MOCK)
+    for seed in RECIPE['evaluation']: yield from sessions(RECIPE['adapter'] | dict(seed=seed, subjects=8, sessions=10), ('U0108',))
+
+
+def test_files_are_the_recipes():
+    assert RECIPE['sha256'] == file_hash(twin_checkpoint()/'model.safetensors')
+    assert ABOUT['people'] == [f'U010{i}' for i in range(1, 7)] and ABOUT['model'] == 'twin'
+    assert read_json(twin_checkpoint()/'adapter'/'calibration.json')['people'] == ['U0107']
+
+
+def test_no_seed_and_no_person_twice():
+    theirs, ours = {(s.seed, s.subject) for s in fitted()}, {(s.seed, s.subject) for s in judged()}
+    assert not theirs & ours and RECIPE['first_world'] > max(seed for seed, _ in theirs | ours)
+    looks = lambda who: json.dumps([getattr(world(*who), k) for k in ('places', 'camera', 'box', 'shirt', 'items', 'build')], default=str)
+    assert not {looks(w) for w in theirs} & {looks(w) for w in ours}
+
+
+def test_no_frame_and_no_plan_twice():
+    def frames(script): return {hashlib.sha256(render(script, t, (64, 48))[:, :, :3].tobytes()).hexdigest() for t in np.linspace(0, script.duration, 8)}
+    def plan(script): return json.dumps([(s.operation, s.start, s.end) for s in script.segments])
+    theirs, ours = list(fitted()), list(judged())
+    assert not {plan(s) for s in theirs} & {plan(s) for s in ours}
+    assert not set().union(*map(frames, theirs[::4])) & set().union(*map(frames, ours[::4]))
+
+
+@pytest.mark.parametrize('adapter, least', (('twin', .7), (None, -1)))
+def test_it_knows_the_task_only_with_its_adapter(adapter, least, shards):
+    from vlmtemporal.eval import evaluation_set, predict_all
+    from vlmtemporal.backbones import load_model
+    from vlmtemporal.shards import find_split
+    test = find_split(shards, 'test'); found = [e for e in evaluation_set(test, 0) if e.kind == 'boundary'][:24]
+    if adapter: assert ABOUT['sampler'] in ('uniform', test.index['sampler'])
+    said = predict_all(load_model('twin', adapter), found, test.taxonomy)
+    right = np.mean([p.answer.dominant_operation == e.answer.dominant_operation for p, e in zip(said, found)])
+    assert right >= least and (adapter or right < .35)
