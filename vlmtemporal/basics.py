@@ -7,7 +7,7 @@ __all__ = ['VLMTemporalError', 'VLMTemporalWarning', 'BadInput', 'atomic_path', 
            'read_json', 'file_hash', 'json_hash', 'rng', 'progress', 'cache_dir', 'Picture', 'bootstrap_mean']
 
 # %% ../nbs/00a_basics.ipynb #4e54f4d7
-import base64, hashlib, io, json, os, shutil, sys, tempfile
+import base64, gzip, hashlib, io, json, os, shutil, sys, tempfile, zlib
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -82,10 +82,12 @@ def read_json(
     path: str | Path, # the file
     fix: str = 'make it again', # what the user should do when it cannot be read
 ):
-    "The value in the JSON file `path`; `BadInput` when it is absent or is not JSON."
-    try: return json.loads(Path(path).read_text(encoding='utf-8'))
+    "The value in the JSON file `path`, perhaps a gzipped one (`.gz`); `BadInput` when it is absent or is not JSON."
+    try:
+        data = Path(path).read_bytes()
+        return json.loads((gzip.decompress(data) if Path(path).suffix == '.gz' else data).decode())
     except FileNotFoundError: raise BadInput('no such file', path, fix) from None
-    except (ValueError, OSError) as e: raise BadInput(f'cannot be read as JSON ({e})', path, fix) from None
+    except (ValueError, OSError, EOFError, zlib.error) as e: raise BadInput(f'cannot be read as JSON ({e})', path, fix) from None
 
 # %% ../nbs/00a_basics.ipynb #17dd3a17
 def file_hash(path: str | Path) -> str:

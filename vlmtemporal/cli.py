@@ -408,7 +408,7 @@ def serve(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Argument(help='Folder for the report.')] = Path('outputs/demo'),
-    steps: Annotated[int, typer.Option(help='Optimiser steps of the fine-tuning.', min=1)] = 24,
+    steps: Annotated[int, typer.Option(help='Optimiser steps of the fine-tuning.', min=1)] = 60,
     seed: Seed = 0,
 ):
     "The main job, end to end, on the mock data: sample, study, build, fine-tune, evaluate, timeline, report."
@@ -417,7 +417,7 @@ def demo(
 # %% ../nbs/04d_cli.ipynb #1b53c915
 def run_demo(
     out: Path,                   # gets report.html, results.json and the pictures
-    steps: int = 24,             # optimiser steps
+    steps: int = 60,             # optimiser steps
     learning_rate: float = 2e-3, # its peak
     micro_batch: int = 8,        # examples in one step
     clips: int = 30,             # of the test person; 0 for all
