@@ -9,7 +9,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NOTEBOOKS := $(sort $(wildcard nbs/*.ipynb))
 
-export OMP_WAIT_POLICY ?= PASSIVE   # threads that wait should sleep: where something else runs, spinning costs ten times
+# threads that wait should sleep: where something else runs, spinning costs ten times
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: setup demo test export notebooks readme bench
 setup: $(STAMP)
