@@ -15,7 +15,7 @@ from vlmtemporal.clips import Answer
 from vlmtemporal.decode import answer_batches, constrained, generate, model_inputs
 from vlmtemporal.operations import LOGISTICS, OPENPACK, TAXONOMIES
 from vlmtemporal.prompts import ANSWER, answer_text, parse_answer
-from vlmtemporal.shards import Example
+from vlmtemporal.shards import Example, find_split
 
 NAMES = LOGISTICS.names
 
@@ -120,23 +120,24 @@ def test_valid_a_thousand_times(twin, spelt):
     assert len(spans) == 1000 and len(set(spans)) > 50
 
 
-def test_agrees_with_free_text_where_that_is_the_most_likely(taught):
-    clips, agreed = [clip(10**6 + i, indices=[i*2]) for i in range(60)], []
-    run = lambda decoder, **kw: [p for i in range(0, 60, 20) for p in decoder(taught, clips[i:i + 20], LOGISTICS, **kw)]
-    names = [token(taught, n) for n in NAMES]
-    for e, free, one, two in zip(clips, run(generate, max_new_tokens=40), run(constrained, ways=1), run(constrained)):
+def test_agrees_with_free_text_where_that_is_the_most_likely(shards):
+    "Of a trained model, on clips of the mock data: the adapter that ships."
+    loaded, test = load_model('twin', 'twin', merge=True), find_split(shards, 'test'); clips, agreed = [test[i] for i in range(len(test))], []
+    run = lambda decoder, **kw: [p for i in range(0, len(clips), 12) for p in decoder(loaded, clips[i:i + 12], LOGISTICS, **kw)]
+    names = [token(loaded, n) for n in LOGISTICS.names]
+    for e, free, one, two in zip(clips, run(generate, max_new_tokens=60), run(constrained, ways=1), run(constrained)):
         a = free.answer; whole = free.parsed_by == 'json' and None not in (a.start_frame, a.anticipated_next_operation)
         if not whole or a.start_frame == a.end_frame: continue
-        best = lambda text: NAMES[int(after(taught, e, text)[names].argmax())]
+        best = lambda text: LOGISTICS.names[int(after(loaded, e, text)[names].argmax())]
         if best(ANSWER[0]) != a.dominant_operation: continue
         last = a.anticipated_next_operation
         if best(answer_text(a).removesuffix(last + ANSWER[-1])) != last: continue
         assert words(one) == a, 'the likeliest start and its likeliest end are what greedy generation writes'
         if words(two) != a: # only for a likelier pair of frames
             assert two.answer.dominant_operation == a.dominant_operation
-            assert span(taught, e, two.answer) > span(taught, e, a)
+            assert span(loaded, e, two.answer) > span(loaded, e, a)
         agreed.append(a)
-    assert len(agreed) >= 50 and len(set(agreed)) >= 4, f'{len(agreed)} clips are too few to show anything'
+    assert len(agreed) >= .8*len(clips) and len(set(agreed)) >= 10, f'{len(agreed)} clips are too few to show anything'
 
 
 def test_the_likeliest_pair_of_frames(taught):
