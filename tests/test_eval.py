@@ -375,7 +375,7 @@ def test_a_model_is_asked_as_it_was_trained(mock, shards, tiny, tmp_path, video)
     with pytest.raises(BadInput, match='with a lead of 1 s, the shards have 0 s'): evaluate(shards, 'twin', [led], 1)
     alone = Path(fit(shards, tmp_path/'alone', config=tiny).adapter)
     shown = []; import vlmtemporal.eval as module; predict = module.predict_all
-    def seen(loaded, examples, *rest): shown.append({len(e.indices) for e in examples}); return predict(loaded, examples, *rest)
+    def seen(loaded, examples, *rest, **named): shown.append({len(e.indices) for e in examples}); return predict(loaded, examples, *rest, **named)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, 'predict_all', seen); evaluate(tmp_path/'led', 'twin', [led, alone], 2)
     assert shown[0] == shown[1] and 10 in shown[0] and shown[2] == {8}
