@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NOTEBOOKS := $(sort $(wildcard nbs/*.ipynb))
 
-# threads that wait should sleep: where something else runs, spinning costs ten times
+# threads that wait should sleep: where something else runs, they are in its way
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: setup demo test export notebooks readme bench

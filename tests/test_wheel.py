@@ -47,19 +47,19 @@ def test_wheel_and_sdist_hold_the_model(dist):
 
 
 def test_an_installed_package_answers_alone(installed, video, tmp_path):
-    "With its adapter, without it, and an error when the model is gone."
+    "With its adapter, without it when asked so, and an error when adapter or model is gone."
     home, away = tmp_path/'home', tmp_path/'away'; home.mkdir(); away.mkdir()
     env = {k: v for k, v in os.environ.items() if not k.startswith(('HF_', 'XDG_', 'VLMTEMPORAL_'))} | dict(HOME=str(home), PYTHONPATH=str(installed), HF_HUB_OFFLINE='1')
     def predict(*args):
         command = [sys.executable, '-m', 'vlmtemporal.cli', 'predict', video.resolve(), '--start', '20', '--json', *args]
         return subprocess.run(command, cwd=away, env=env, capture_output=True, text=True, timeout=120)
     answers = []
-    for gone in (None, 'adapter'):
-        if gone: shutil.rmtree(installed/'vlmtemporal'/'twin_model'/gone)
-        r = predict(); assert r.returncode == 0 and r.stderr == '', r.stderr
+    for args in ((), ('--adapter', 'none')):
+        r = predict(*args); assert r.returncode == 0 and r.stderr == '', r.stderr
         d = json.loads(r.stdout); span = d['temporal_segment']; answers.append(d['probabilities'])
         assert d['parsed_by'] == 'constrained' and {d['dominant_operation'], d['anticipated_next_operation']} <= set(LOGISTICS.names)
         assert 0 <= span['start_frame'] < span['end_frame'] <= 124
     assert answers[0] != answers[1] and not list(away.iterdir()) and not list(home.rglob('*.safetensors'))
-    shutil.rmtree(installed/'vlmtemporal'/'twin_model'); r = predict()
-    assert r.returncode == 2 and r.stdout == '' and 'install vlmtemporal again' in r.stderr
+    for gone in ('twin_model/adapter', 'twin_model'):
+        shutil.rmtree(installed/'vlmtemporal'/gone); r = predict()
+        assert r.returncode == 2 and r.stdout == '' and 'install vlmtemporal again' in r.stderr

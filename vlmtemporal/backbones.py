@@ -145,7 +145,7 @@ def resolve_adapter(
     model: str | Path = None,    # when none is named, take this model's own; only `twin` has one
 ) -> Path | None:                # None: the base alone
     "Where the adapter is."
-    if adapter is None: adapter = 'twin' if str(model) == 'twin' and (twin_checkpoint()/'adapter').is_dir() else 'none'
+    if adapter is None: adapter = 'twin' if str(model) == 'twin' else 'none'
     return None if adapter == 'none' else twin_adapter() if adapter == 'twin' else Path(adapter)
 
 # %% ../nbs/02a_backbones.ipynb #e08cea73

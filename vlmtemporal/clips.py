@@ -135,6 +135,7 @@ def anticipation_clips(
             out.append(Clip(f'{session.key}-{i:03d}d', session.key, start, N_FRAMES, round((at - start)*FPS, 3), answer))
     return out
 
+# %% ../nbs/01d_clips.ipynb #636e6822
 def window_starts(
     duration: float,     # seconds of video
     stride: float = 1.,  # seconds between windows

@@ -103,6 +103,7 @@ def _cut(video, clips, sampler='entropy', k=8, size=(336, 336), roi=None, seed=0
         if scorer: save_scores(cache, video, s.score, roi, scorer.score.finish(seen, video.info.fps))
     yield from video.scan(work)
 
+# %% ../nbs/01_dataset.ipynb #068eab3d
 def cut(
     video: Video,
     clips: list[Clip],
@@ -239,6 +240,7 @@ def _describe_lack(session: Session, lacking: list[str]) -> str:
     covers = 'it has none' if session.source is None else f'they cover the first {session.open().info.duration:.1f} s'
     return f'{session.key}: all {len(lacking)} clips ({lacking[0]} to {lacking[-1]}) lack frames, {covers}'
 
+# %% ../nbs/01_dataset.ipynb #4286a53f
 @dataclass(frozen=True)
 class _Plan:
     "What is to be done for one split."
@@ -342,6 +344,7 @@ class Checked:
     problems: list[str]  # one sentence each; empty when all is well
     def to_dict(self) -> dict: return dict(splits=self.splits, problems=self.problems, ok=not self.problems)
 
+# %% ../nbs/01_dataset.ipynb #cd087a40
 def split_folders(
     path: str | Path, # what `build` wrote, or one split of it
 ) -> list[Path]:      # of every split that is there
@@ -526,6 +529,7 @@ def study(
     rows.sort(key=lambda r: -r['recall']['0.25']['mean'])
     return Study(len(parts), sum(p['clips'] for p in parts), rows)
 
+# %% ../nbs/01_dataset.ipynb #fbf449e9
 def _study_session(session, seed, samplers, roi, cache) -> dict | None:
     "What every sampler does on the clips of one session; None when it shows none of them whole."
     video = session.open(); whole = _whole(video, boundary_clips(session, video.info.duration, seed))

@@ -141,6 +141,7 @@ def _positions(loaded: Loaded, inputs):
     else: at = (inputs['attention_mask'].cumsum(-1) - 1).clamp(min=0)
     return at, at.amax((0, 2) if at.ndim == 3 else 1) + 1
 
+# %% ../nbs/03a_decode.ipynb #127dcc35
 class _Trees:
     "A batch that is being answered: a cache of S tokens, and which of them each of W ways of answering sees."
     def __init__(self, loaded: Loaded, inputs, first: int):

@@ -285,7 +285,7 @@ class Order:
 LEADING_TIMELINE = ('F1@10', 'F1@25', 'F1@50', 'edit', 'frame accuracy', '1 Hz macro F1', 'boundary F1 0.5 s',
                     'mAP@0.5', 'rework recall')
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Watched:
     "Whole sessions, and what each model said about their windows. Shows itself as a table."
     sessions: list[Session]           # with the truth
@@ -307,6 +307,7 @@ class Watched:
             counts = [count_session(list(t.segments), list(t.probabilities), s) for t, s in zip(lines, self.sessions)]
             return timeline_report(counts, [s.key for s in self.sessions], self.seed)
         return {name: report(lines) for name, lines in self.timelines.items()}
+    def __repr__(self): return f'{len(self.sessions)} sessions, watched by {", ".join(self.windows)}'
     def pictures(self) -> list[Picture]:
         "Truth and readings of each session, one above the other."
         return [plot_timeline({n: lines[i] for n, lines in self.timelines.items()}, list(s.segments))
@@ -356,7 +357,7 @@ def _evidence(clips, train, methods, orders: dict = {}, watched: Watched = None)
                       [[m.name, [p.to_dict() for p in m.predictions]] for m in methods], *(more if any(more) else [])])
 
 # %% ../nbs/03_eval.ipynb #45198ba1
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     "An evaluation: models on the same clips. Shows itself as tables."
     taxonomy: Taxonomy
@@ -403,6 +404,7 @@ class Result:
         return (f'{score_table(self.panel, "all clips")}\n\n'
                 f'The {inner} clips with an inner boundary:\n\n{score_table(self.panel, "inner boundary")}'
                 + (f'\n\nWhole sessions:\n\n{self.watched._repr_markdown_()}' if self.watched else ''))
+    def __repr__(self): return self.title
     def to_dict(self) -> dict: return _result_dict(self)
     @classmethod
     def from_dict(cls, d: dict, where: object = 'results.json') -> 'Result': return _result(d, where)
@@ -499,6 +501,7 @@ def _check(adapter: str | Path, model: str, test: Shards):
         raise BadInput(f'was trained on {", ".join(known)}, who is tested', adapter,
                        'test on people whom it has never seen')
 
+# %% ../nbs/03_eval.ipynb #41933272
 def _as_trained(examples: list[Example], adapter: Path | None) -> list[Example]:
     "The examples, without what lies before the clip where the adapter was trained on the clip alone."
     if adapter is None or read_json(Path(adapter)/'vlmtemporal.json').get('lead'): return examples
@@ -518,6 +521,7 @@ def _names(adapters: list) -> list[str]:
     short = [Path(a).parent.name or str(a) for a in adapters]
     return ['twin adapter' if a == 'twin' else f'fine-tuned ({a if short.count(s) > 1 else s})' for a, s in zip(adapters, short)]
 
+# %% ../nbs/03_eval.ipynb #0036280e
 def evaluate(
     shards: str | Path,          # what `build` wrote, or its test split
     model: str = 'twin',

@@ -462,6 +462,7 @@ def count_session(
                          boundary_counts(predicted, true, null),
                          match_detections(predicted, probabilities, true, taxonomy), rework_counts(predicted, session))
 
+# %% ../nbs/03c_metrics.ipynb #88a4a4b2
 def timeline_metrics(
     counts: list[SessionCounts], # of one method, sessions of one taxonomy
 ) -> dict[str, float]:

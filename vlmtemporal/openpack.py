@@ -144,6 +144,7 @@ SPLIT = dict(train=tuple(f'U010{i}' for i in range(1, 7)), val=('U0107',), test=
 SPLITS = dict(specification=SPLIT,
               rgb=dict(train=('U0103', 'U0201', 'U0206', 'U0207', 'U0210'), val=('U0208',), test=('U0209',)))
 
+# %% ../nbs/01b_openpack.ipynb #cf1b95d2
 def check_split(
     split: dict[str, tuple[str, ...]], # side -> subjects
 ):

@@ -66,6 +66,7 @@ def greedy_topk(
     if _flat(scores): return uniform_ends(scores, k) if anchors else uniform(scores, k)
     return _fill([0, T - 1][:k] if anchors else [], np.asarray(scores, float), k, min_gap)
 
+# %% ../nbs/00_sampling.ipynb #f4a840b5
 def stratified(
     scores: np.ndarray, # (T,)
     k: int = 8,         # how many frames
@@ -128,6 +129,7 @@ class Sampler:
         elif self.score: scores = smooth(scores)
         return SELECTORS[self.selector](scores, k, **(dict(seed=seed) if self.selector == 'random' else {}))
 
+# %% ../nbs/00_sampling.ipynb #6c62e677
 def boost(
     scores: np.ndarray,     # (T,)
     boundaries: np.ndarray, # (B,) in frames
@@ -263,6 +265,7 @@ def plot_samplers(
     top.legend(frameon=False, fontsize=8, loc='lower right', bbox_to_anchor=(1, .98), ncol=len(clips) + len(drawn))
     return Picture(fig)
 
+# %% ../nbs/00_sampling.ipynb #1659986a
 @dataclass(frozen=True)
 class Comparison:
     "One clip, sampled in several ways. Draws itself."

@@ -185,6 +185,7 @@ def score_video(
         found[n] = get_score(n).finish(seen.pop(n), video.info.fps); save_scores(cache, video, n, roi, found[n])
     return found
 
+# %% ../nbs/00c_scores.ipynb #231e3c40
 def enough_width(scores, roi: tuple = None) -> int:
     "The narrowest full frame that shows these scores as many pixels as they look at."
     share = roi[2] - roi[0] if roi else 1

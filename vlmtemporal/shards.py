@@ -38,6 +38,7 @@ class Example:
     @property
     def kind(self) -> str: return kind_of(self.boundary, self.n_frames)
 
+# %% ../nbs/01f_shards.ipynb #daffca4b
 def jpeg(
     picture: np.ndarray, # uint8 BGR (H, W, 3)
     quality: int = 90,

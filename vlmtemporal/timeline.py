@@ -332,6 +332,7 @@ class Windows:
             raise ValueError(f'{p.shape} probabilities of {len(starts)} windows')
         return cls(taxonomy, d['duration'], starts, p, d['next'], d['context'])
 
+# %% ../nbs/03b_timeline.ipynb #afba1846
 def _windows(video, name, sampler, k, stride, lead):
     "Five-second windows of a video as examples without a truth, or the whole of a shorter one."
     if video.info.duration < CLIP_SECONDS:

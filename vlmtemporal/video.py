@@ -225,6 +225,7 @@ class _DecordVideo(Video):
         edges = sorted({0, len(self), *(near(len(self)*i/n) for i in range(1, n))})
         return list(zip(edges, edges[1:]))
 
+# %% ../nbs/00b_video.ipynb #f05ffbbb
 class _OpenCVVideo(Video):
     def __init__(self, path):
         cap, times = _capture(path), []
@@ -434,6 +435,7 @@ def _fitted(frame, size, fit):
     out = np.zeros((size[1], size[0], 3), np.uint8); out[y:y + h, x:x + w] = frame
     return out
 
+# %% ../nbs/00b_video.ipynb #de0c2bb8
 def normalise(
     source: str | Path,       # a video file, or a folder of frames
     out: str | Path,          # the .mp4 file to write
