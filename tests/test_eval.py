@@ -13,7 +13,7 @@ from vlmtemporal.clips import Answer, Clip
 from vlmtemporal.dataset import build
 from vlmtemporal.decode import Prediction
 from vlmtemporal.engine import Engine
-from vlmtemporal.eval import (PHASES, VARIANTS, LeaveOneOut, Order, Panel, Provenance, Result, Variant, Watched, _evidence,
+from vlmtemporal.eval import (PHASES, REMEDIES, LeaveOneOut, Order, Panel, Provenance, Result, Variant, Watched, _evidence,
                               _trained, calibrate, class_table, compare, evaluate, evaluation_set, failures, leave_one_person_out, phases,
                               rescore, save_result, write_report)
 from vlmtemporal.metrics import count_session, mcnemar, timeline_metrics, tiou
@@ -200,7 +200,7 @@ def test_timelines_follow_from_the_windows_in_the_file(long, tmp_path):
     w = long.watched; seen, order = w.windows['fine-tuned'], long.orders['fine-tuned']
     read = {'base, windows': [raw_timeline(x.rows(), LOGISTICS, x.duration) for x in w.windows['base']],
             'fine-tuned, windows': [raw_timeline(x.rows(), LOGISTICS, x.duration) for x in seen],
-            'fine-tuned, HSMM': [hsmm_timeline(x.rows(ROUNDS), order.grammar, x.duration, weight=2.) for x in seen]}
+            'fine-tuned, HSMM': [hsmm_timeline(x.rows(order.rounds), order.grammar, x.duration, weight=2.) for x in seen]}
     assert list(d['timelines']['metrics']) == list(read)
     for name, lines in read.items():
         counts = [count_session(list(t.segments), list(t.probabilities), s) for t, s in zip(lines, w.sessions)]
@@ -344,8 +344,8 @@ def test_lopo(mock, tiny, tmp_path, monkeypatch):
 
 
 def test_failures(mock, tiny, tmp_path):
-    half = Variant('half of the clips', share=.5); specified, _, second, *_ = VARIANTS
-    table = failures(mock, tmp_path, 'twin', tiny, 1, 4, (specified, second, half), options=dict(sampler='uniform'))
+    half = Variant('half of the clips', share=.5); specified, _, second, _, _, ruled = REMEDIES
+    table = failures(mock, tmp_path, 'twin', tiny, 1, 4, (specified, second, half, ruled), options=dict(sampler='uniform'))
     assert [r['variant'] for r in table.rows] == ['as specified', 'preceding second', 'half of the clips', 'as specified + grammar']
     assert all(r['differences'] for r in table.rows[1:]), 'all are asked about the same clips'
     assert [len(rescore(tmp_path/n/'results.json').train) for n in ('as-specified', 'half-of-the-clips')] == [4, 2]
@@ -357,8 +357,8 @@ def test_failures(mock, tiny, tmp_path):
 
 
 def test_remedies_are_what_the_specification_proposes():
-    assert [v.name for v in VARIANTS] == ['as specified', 'Tape/Pack within 0.5 s', 'preceding second', 'half of the clips', 'sliding clips too']
-    assert VARIANTS[0] == Variant('as specified') and VARIANTS[1].build == dict(hard_jitter=.5) and VARIANTS[2].both == dict(lead=1.)
+    assert [v.name for v in REMEDIES] == ['as specified', 'Tape/Pack within 0.5 s', 'preceding second', 'half of the clips', 'sliding clips too', 'as specified + grammar']
+    assert REMEDIES[0] == Variant('as specified') and REMEDIES[1].build == dict(hard_jitter=.5) and REMEDIES[2].both == dict(lead=1.)
 
 
 def test_a_model_is_asked_as_it_was_trained(mock, shards, tiny, tmp_path, video):
@@ -456,7 +456,7 @@ def test_calibrated_on_the_validation_person(shards, mock, tmp_path):
     adapter = Path(fit(shards, tmp_path/'run', config=TrainConfig(max_steps=1, micro_batch=2, accumulation=1)).adapter)
     made = calibrate(shards, adapter, clips=4, root=mock); engine = Engine('twin', adapter)
     assert made.people == ('U0107',) and made.nll_after <= made.nll_before and made.weight in (.25, .5, .75, 1, 1.5, 2, 3, 4, 6, 8)
-    assert engine.loaded.temperature == made.temperature and engine.weight == made.weight
+    assert engine.loaded.temperature == made.temperature and (engine.weight, engine.rounds) == (made.weight, made.rounds) and made.rounds in (1, 2, 4, ROUNDS)
     assert made.fusion in [i/10 for i in range(21)]
     for fusion, told in ((made.fusion, made.fusion), (0., 0.), (None, FUSION)): # as it is, off, and as if from before
         write_json(adapter/'calibration.json', read_json(adapter/'calibration.json') | dict(fusion=fusion))

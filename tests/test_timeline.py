@@ -8,7 +8,7 @@ import pytest
 from vlmtemporal.basics import rng
 from vlmtemporal.clips import CLIP_SECONDS, window_starts
 from vlmtemporal.operations import Grammar, Operation, Segment, Taxonomy
-from vlmtemporal.timeline import HSMM, STEP, _later, emissions, fit_fusion, fit_weight, fuse, fuse_clips, hsmm_timeline, live_labels
+from vlmtemporal.timeline import HSMM, STEP, _later, emissions, fit_fusion, fit_reading, fuse, fuse_clips, hsmm_timeline, live_labels
 
 
 def some_grammar(seed, classes=3, fastest=.3, slowest=1.5):
@@ -175,7 +175,7 @@ def test_what_was_decided_before_counts_and_not_what_is_true():
 
 
 @pytest.mark.parametrize('seed', range(3))
-def test_the_fitted_weight_labels_most_moments_right(seed):
+def test_the_fitted_reading_scores_best(seed):
     r = rng(seed, 'weights'); g = some_grammar(seed, 3, 2, 5); grid = (8, 1, .25, 3)
     truths = [[Segment('op 1', 0, 4), Segment('op 2', 4, 5), Segment('op 1', 9, 13.5)], [Segment('op 2', 1, 6)]]
     ends, rows = (14., 8.), []
@@ -188,6 +188,9 @@ def test_the_fitted_weight_labels_most_moments_right(seed):
         lines = [hsmm_timeline(x, g, end, weight=w).segments for (x, *_), end in zip(rows, ends)]
         return sum(next(s.operation for s in line if t < s.end) == n for line, (_, at, true) in zip(lines, rows)
                    for t, n in zip(at, true))
+    def share(lines): return sum(next(s.operation for s in line if t < s.end) == n for line, (_, at, true) in zip(lines, rows) for t, n in zip(at, true))
     values = {w: right(w) for w in sorted(grid)}
-    assert fit_weight([x for x, *_ in rows], truths, g, grid) == max(values, key=values.get)
+    sharp = [x for x, *_ in rows]; blind = [np.full_like(x, 1/3) for x in sharp]
+    assert fit_reading({1: blind, 16: sharp}, g, share, grid) == (16, max(values, key=values.get))
+    assert fit_reading({16: sharp, 1: blind}, g, lambda lines: 0, grid) == (1, .25), 'the smallest of equals'
     assert len(set(values.values())) > 1

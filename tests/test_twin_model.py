@@ -19,13 +19,16 @@ def sessions(recipe, only=()):
                 yield session_script(recipe['seed'], f'U{100 + i:04d}', f'S{j:02d}00', recipe['boxes'], recipe['taxonomy'])
 
 
-def fitted(): return sessions(RECIPE['adapter'])
+EVALUATED = sorted(int(p.name.split('.')[0]) for p in (twin_checkpoint()/'results').glob('1*.json.gz'))
+
+def fitted(): return sessions(ABOUT['twin'])
 def judged():
     yield from sessions(MOCK)
-    for seed in RECIPE['evaluation']: yield from sessions(RECIPE['adapter'] | dict(seed=seed, subjects=8, sessions=10), ('U0108',))
+    for seed in EVALUATED: yield from sessions(ABOUT['twin'] | dict(seed=seed, subjects=8, sessions=10), ('U0108',))
 
 
 def test_files_are_the_recipes():
+    assert EVALUATED == [101, 102, 103] and ABOUT['twin']['seed'] == 7
     assert RECIPE['sha256'] == file_hash(twin_checkpoint()/'model.safetensors')
     assert ABOUT['people'] == [f'U010{i}' for i in range(1, 7)] and ABOUT['model'] == 'twin'
     assert read_json(twin_checkpoint()/'adapter'/'calibration.json')['people'] == ['U0107']

@@ -237,7 +237,7 @@ def calibrate(
     from vlmtemporal.eval import calibrate
     c = calibrate(shards, adapter, model, root=root)
     typer.echo(f"temperature {c.temperature} from {c.clips} clips of {', '.join(c.people)}: {c.nll_before} to {c.nll_after} nats a clip"
-               + (f'; weight {c.weight} a second' if c.weight else '') + (f'; grammar {c.fusion}' if c.fusion is not None else ''))
+               + (f'; weight {c.weight} a second, {c.rounds} rounds' if c.weight else '') + (f'; grammar {c.fusion}' if c.fusion is not None else ''))
 
 # %% ../nbs/04d_cli.ipynb #b5422d99
 @app.command()
@@ -311,6 +311,8 @@ def failures(
     settings: Settings = None,
     clips: Clips = 0,
     max_clips: MaxClips = None,
+    compare: Annotated[str, typer.Option(help='remedies against confusions, or samplers.')] = 'remedies',
+    seeds: Annotated[int, typer.Option(min=1, help='Runs of every variant, each with the next training seed.')] = 1,
     splits: Annotated[str, typer.Option(help='specification, rgb or leave-out:SUBJECT.')] = 'specification',
     sampler: Sampler = 'entropy',
     roi: Roi = None,
@@ -318,11 +320,12 @@ def failures(
     seed: Seed = 0,
     as_json: Json = False,
 ):
-    "Build, train and evaluate with each remedy against confusions: what does it change? Goes on where it stopped."
-    from vlmtemporal.eval import failures
+    "Build, train and evaluate in several ways, remedies or samplers: what does each change? Goes on where it stopped."
+    from vlmtemporal.eval import VARIANTS, failures
     from vlmtemporal.train import train_config
-    table = failures(root, out, model, train_config(config, settings or ()), clips, max_clips, splits=splits,
-                     options=_options(sampler, roi, workers), seed=seed)
+    if compare not in VARIANTS: raise BadInput(f'nothing is called {compare!r}', '--compare', f'use {" or ".join(VARIANTS)}')
+    table = failures(root, out, model, train_config(config, settings or ()), clips, max_clips, VARIANTS[compare], seeds,
+                     splits, _options(sampler, roi, workers), seed)
     _emit(as_json, table.to_dict(), f'{table._repr_markdown_()}\n\nreport in {out/"report.html"}')
 
 # %% ../nbs/04d_cli.ipynb #d517eaf0

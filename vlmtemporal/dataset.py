@@ -21,7 +21,7 @@ import numpy as np
 
 from . import __version__
 from .basics import (BadInput, Picture, VLMTemporalError, atomic_dir, atomic_path, bootstrap_mean,
-                                file_hash, json_hash, progress, rng, write_json, write_text)
+                                file_hash, json_hash, progress, read_json, rng, write_json, write_text)
 from .clips import HARD_JITTER, KINDS, Clip, boundaries, boundary_clips, kind_of, session_clips
 from .operations import Grammar, fill_gaps
 from .openpack import SPLIT, Session, get_split, person, sessions
@@ -277,6 +277,7 @@ def _plan_split(root, out, split, found, max_clips, kinds, hard_jitter, boosted,
     if split == 'train': # what it teaches about order and durations, for those who see the shards alone
         taxonomy = found[0].taxonomy
         about['grammar'] = Grammar.learn([fill_gaps(list(s.segments), taxonomy.null) for s in found], taxonomy).to_dict()
+        if (root/'twin.json').exists(): about['twin'] = read_json(root/'twin.json') # drawn by this recipe, not recorded
     built = Built(split, len(found), asked, len(chosen), str(out/split), about['lacking'])
     return _Plan(jobs, about, built)
 

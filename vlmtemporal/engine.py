@@ -18,7 +18,7 @@ from .memory import free_memory, unpacked
 from .operations import Grammar, Segment, Taxonomy, get_taxonomy
 from .sampling import SampledClip, sample_clip
 from .shards import Example
-from .timeline import WEIGHT, Timeline, plot_timeline, watch
+from .timeline import ROUNDS, WEIGHT, Timeline, plot_timeline, watch
 from .video import open_video
 
 # %% ../nbs/04a_engine.ipynb #baf25721
@@ -60,7 +60,8 @@ class Engine:
         self.sampler, self.k, self.lead = sampler or about.get('sampler', 'entropy'), about.get('k', 8), about.get('lead', 0.)
         learnt = adapter and adapter/'grammar.json'
         self.grammar = Grammar.load(learnt) if learnt and learnt.exists() else None
-        self.weight = (calibration_of(adapter) if adapter else {}).get('weight') or WEIGHT
+        fitted = calibration_of(adapter) if adapter else {}
+        self.weight, self.rounds = fitted.get('weight') or WEIGHT, fitted.get('rounds') or ROUNDS
         self._turn, self._places = threading.Lock(), threading.BoundedSemaphore(queue)
     @contextmanager
     def place(self):
@@ -90,5 +91,5 @@ class Engine:
         "The segments of a whole video."
         source, begin = open_video(video), time.perf_counter()
         w = watch(self.loaded, source, self.taxonomy, self.sampler, self.k, stride, context, self.lead, batch, self._turn)
-        raw = w.read(); best = w.read(self.grammar, self.weight) if self.grammar else raw
+        raw = w.read(); best = w.read(self.grammar, self.weight, self.rounds) if self.grammar else raw
         return Analysis(best, raw, len(w.starts), time.perf_counter() - begin)

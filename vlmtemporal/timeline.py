@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['STEP', 'ROUNDS', 'WEIGHT', 'FUSION', 'emissions', 'Timeline', 'raw_timeline', 'plot_timeline', 'HSMM',
-           'next_operations', 'hsmm_timeline', 'live_labels', 'fuse', 'fuse_clips', 'fit_fusion', 'fit_weight',
+           'next_operations', 'hsmm_timeline', 'live_labels', 'fuse', 'fuse_clips', 'fit_fusion', 'fit_reading',
            'Windows', 'watch']
 
 # %% ../nbs/03b_timeline.ipynb #85a11ce1
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from .backbones import Loaded
 from .basics import BadInput, Picture, progress
-from .operations import Grammar, Segment, Taxonomy, fill_gaps
+from .operations import Grammar, Segment, Taxonomy
 from .clips import CLIP_SECONDS, Clip, window_starts
 from .dataset import cut
 from .decode import answer_batches
@@ -283,20 +283,15 @@ def fit_fusion(
     return next(w for w, v in zip(grid, found) if v > max(found) - 1e-9)
 
 # %% ../nbs/03b_timeline.ipynb #e94ad1e6
-def fit_weight(
-    rows: list[np.ndarray],      # (T, C) of each validation session, from `emissions`
-    truths: list[list[Segment]], # of each session
+def fit_reading(
+    rows: dict[int, list[np.ndarray]], # rounds of `emissions` -> (T, C) of each validation session
     grammar: Grammar,
+    score: Callable,                   # of all timelines, lists of segments in the sessions' order; more is better
     grid: Iterable[float] = (.25, .5, .75, 1, 1.5, 2, 3, 4, 6, 8),
-) -> float:
-    "The weight of `hsmm_timeline` that labels most moments right; the smallest of equals."
-    taxonomy = grammar.taxonomy
-    def right(x, truth, weight):
-        covering = fill_gaps(list(truth), taxonomy.null, 0., len(x)*STEP); at = (np.arange(len(x)) + .5)*STEP
-        true = np.array([taxonomy.index(s.operation) for s in covering])
-        labels = np.concatenate([[c]*(b - a) for c, a, b in _decode(x, grammar, weight, 1.)])
-        return (labels == true[np.searchsorted([s.start for s in covering], at, side='right') - 1]).sum()
-    return max(sorted(grid), key=lambda w: sum(right(x, t, w) for x, t in zip(rows, truths)))
+) -> tuple[int, float]:
+    "Rounds of sharpening and weight of `hsmm_timeline` with the best score; the smallest of equals."
+    def of(rounds, weight): return score([hsmm_timeline(x, grammar, len(x)*STEP, weight=weight).segments for x in rows[rounds]])
+    return max(((n, w) for n in sorted(rows) for w in sorted(grid)), key=lambda both: of(*both))
 
 # %% ../nbs/03b_timeline.ipynb #c8cb0fe2
 @dataclass(frozen=True)
@@ -311,10 +306,11 @@ class Windows:
     def read(self,
         grammar: Grammar = None, # of the order and durations of work
         weight: float = WEIGHT,  # of the windows against it, per second
+        rounds: int = ROUNDS,    # of sharpening
     ) -> Timeline:
         "The windows as they stand, or the account that obeys a grammar."
         if grammar is None: return raw_timeline(self.rows(), self.taxonomy, self.duration, self.next)
-        return hsmm_timeline(self.rows(ROUNDS), grammar, self.duration, self.next, weight)
+        return hsmm_timeline(self.rows(rounds), grammar, self.duration, self.next, weight)
     def rows(self,
         rounds: int = 1, # as in `emissions`
     ) -> np.ndarray:     # (T, C)

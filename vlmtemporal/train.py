@@ -295,7 +295,7 @@ def _about(config: TrainConfig, data: Shards, history: list[dict], wide: list[st
     "What an adapter remembers of its training."
     import torch
     return dict(config=asdict(config), taxonomy=data.taxonomy.name, sampler=data.index['sampler'], k=data.index['k'],
-                lead=data.index.get('lead', 0.), data=data.index['config'],
+                lead=data.index.get('lead', 0.), data=data.index['config'], **({'twin': made} if (made := data.index.get('twin')) else {}),
                 people=data.index['people'], examples=len(data), steps=history[-1]['step'], loss=round(history[-1]['loss'], 4), float32=wide,
                 processes=_world(), machine=torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU', versions=_versions())
 
@@ -338,8 +338,9 @@ def model_card(
     c, n = about['config'], about.get('examples')
     lead = f", and two a second of the {about['lead']:g} s before" if about.get('lead') else ''
     frames = f"{about['k']} of 125, chosen by `{about['sampler']}`{lead}"
+    made = about.get('twin', {}); drawn = made and f"drawn, not recorded: the twin of seed {made['seed']}, {made['sessions']} sessions of each person"
     facts = {'base': about['model'], 'operations': about['taxonomy'], 'frames': frames, 'people': ', '.join(about['people']),
-             'examples': n, 'optimiser steps': about['steps'], 'last loss': about.get('loss'), 'effective batch': c and c['micro_batch']*c['accumulation'],
+             'data': drawn, 'examples': n, 'optimiser steps': about['steps'], 'last loss': about.get('loss'), 'effective batch': c and c['micro_batch']*c['accumulation'],
              'LoRA': c and f"r={c['lora_r']}, alpha={c['lora_alpha']}, NF4 base", 'seed': c and c['seed'], 'machine': about.get('machine'),
              'versions': ', '.join(f'{k} {v}' for k, v in about.get('versions', {}).items()), 'data (hash of its settings)': about['data']}
     body = ['# A vlmtemporal adapter', '', 'Five seconds of packing work in, one answer out: what is being done, in which frames, and what comes next.', '',
