@@ -13,7 +13,7 @@ from vlmtemporal.clips import Answer, Clip
 from vlmtemporal.dataset import build
 from vlmtemporal.decode import Prediction
 from vlmtemporal.engine import Engine
-from vlmtemporal.eval import (PHASES, REMEDIES, LeaveOneOut, Order, Panel, Provenance, Result, Variant, Watched, _evidence,
+from vlmtemporal.eval import (PHASES, REMEDIES, SAMPLERS, LeaveOneOut, Order, Panel, Provenance, Result, Variant, Watched, _evidence,
                               _trained, calibrate, class_table, compare, evaluate, evaluation_set, failures, leave_one_person_out, phases,
                               rescore, save_result, write_report)
 from vlmtemporal.metrics import count_session, mcnemar, timeline_metrics, tiou
@@ -356,6 +356,20 @@ def test_failures(mock, tiny, tmp_path):
     assert 'as specified + grammar' in (tmp_path/'report.md').read_text()
 
 
+def test_runs_of_a_variant_share_its_shards_and_differ_in_their_seed(mock, tiny, tmp_path):
+    how = dict(clips=2, max_clips=4, options=dict(sampler='entropy'))
+    table = failures(mock, tmp_path, 'twin', tiny, variants=SAMPLERS[:1], seeds=2, **how); row, = table.rows
+    place = tmp_path/'uniform'; first, second = (rescore(d/'results.json') for d in (place, place/'seed-1'))
+    assert find_split(place/'shards', 'test').index['sampler'] == 'uniform' and not (place/'seed-1'/'shards').exists()
+    assert [read_json(d/'run'/'adapter'/'vlmtemporal.json')['config']['seed'] for d in (place, place/'seed-1')] == [tiny.seed, tiny.seed + 1]
+    for n in ('OCA', 'mIoU, inner boundary'): assert [m[n] for m in row['runs']] == [compare({'one': r}).rows[0]['metrics'][n] for r in (first, second)]
+    assert row['metrics']['mIoU, inner boundary'] == pytest.approx(np.mean([r['mIoU, inner boundary'] for r in row['runs']]))
+    assert [len(p) for p in read_json(tmp_path/'failures.json')['provenance'].values()] == [2]
+    with pytest.raises(BadInput, match='different clips'): compare({'mixed': [first, replace(second, clips=second.clips[1:], models=[
+        replace(m, answers=m.answers[1:], predictions=m.predictions[1:]) for m in second.models], provenance=replace(
+        second.provenance, data=second.provenance.data | dict(clips=second.provenance.data['clips'][1:])))]})
+
+
 def test_remedies_are_what_the_specification_proposes():
     assert [v.name for v in REMEDIES] == ['as specified', 'Tape/Pack within 0.5 s', 'preceding second', 'half of the clips', 'sliding clips too', 'as specified + grammar']
     assert REMEDIES[0] == Variant('as specified') and REMEDIES[1].build == dict(hard_jitter=.5) and REMEDIES[2].both == dict(lead=1.)
@@ -446,7 +460,7 @@ def test_eval_from_results(cli, written, tmp_path):
 
 def test_runners_refuse_before_they_write(cli, mock, tmp_path):
     for args, says in ((('lopo', '--person', 'U0999'), 'unknown person U0999'),
-                       (('failures', '--set', 'lr=1'), "unknown setting 'lr'")):
+                       (('failures', '--set', 'lr=1'), "unknown setting 'lr'"), (('failures', '--compare', 'cameras'), "nothing is called 'cameras'")):
         code, out, err = cli(args[0], mock, tmp_path/'out', *args[1:])
         assert code == 2 and out == '' and says in err and not (tmp_path/'out').exists()
 
@@ -455,7 +469,7 @@ def test_calibrated_on_the_validation_person(shards, mock, tmp_path):
     "Temperature and timeline weight are kept beside the adapter; whoever loads it answers with them."
     adapter = Path(fit(shards, tmp_path/'run', config=TrainConfig(max_steps=1, micro_batch=2, accumulation=1)).adapter)
     made = calibrate(shards, adapter, clips=4, root=mock); engine = Engine('twin', adapter)
-    assert made.people == ('U0107',) and made.nll_after <= made.nll_before and made.weight in (.25, .5, .75, 1, 1.5, 2, 3, 4, 6, 8)
+    assert made.people == ('U0107',) and made.nll_after <= made.nll_before and made.weight in (.25, .5, .75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16)
     assert engine.loaded.temperature == made.temperature and (engine.weight, engine.rounds) == (made.weight, made.rounds) and made.rounds in (1, 2, 4, ROUNDS)
     assert made.fusion in [i/10 for i in range(21)]
     for fusion, told in ((made.fusion, made.fusion), (0., 0.), (None, FUSION)): # as it is, off, and as if from before

@@ -191,6 +191,7 @@ def test_the_fitted_reading_scores_best(seed):
     def share(lines): return sum(next(s.operation for s in line if t < s.end) == n for line, (_, at, true) in zip(lines, rows) for t, n in zip(at, true))
     values = {w: right(w) for w in sorted(grid)}
     sharp = [x for x, *_ in rows]; blind = [np.full_like(x, 1/3) for x in sharp]
-    assert fit_reading({1: blind, 16: sharp}, g, share, grid) == (16, max(values, key=values.get))
-    assert fit_reading({16: sharp, 1: blind}, g, lambda lines: 0, grid) == (1, .25), 'the smallest of equals'
+    assert fit_reading({1: blind, 16: sharp}, g, share, grid, 0) == (16, max(w for w in grid if values[w] == max(values.values())))
+    assert fit_reading({1: blind, 16: sharp}, g, share, grid, max(values.values())) == (16, 8), 'the largest within the slack'
+    assert fit_reading({16: sharp, 1: blind}, g, lambda lines: 0, grid) == (1, 8), 'the fewest rounds of equals'
     assert len(set(values.values())) > 1

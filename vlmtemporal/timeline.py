@@ -286,12 +286,15 @@ def fit_fusion(
 def fit_reading(
     rows: dict[int, list[np.ndarray]], # rounds of `emissions` -> (T, C) of each validation session
     grammar: Grammar,
-    score: Callable,                   # of all timelines, lists of segments in the sessions' order; more is better
-    grid: Iterable[float] = (.25, .5, .75, 1, 1.5, 2, 3, 4, 6, 8),
-) -> tuple[int, float]:
-    "Rounds of sharpening and weight of `hsmm_timeline` with the best score; the smallest of equals."
+    score: Callable,                   # of all timelines, lists of segments in the sessions' order; 0 to 1, more is better
+    grid: Iterable[float] = (.25, .5, .75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16),
+    slack: float = .005,               # of the score
+) -> tuple[int, float]:                # rounds of sharpening, weight of `hsmm_timeline`
+    "The rounds with the best score, and the largest weight that comes within `slack` of it: what is seen counts first."
     def of(rounds, weight): return score([hsmm_timeline(x, grammar, len(x)*STEP, weight=weight).segments for x in rows[rounds]])
-    return max(((n, w) for n in sorted(rows) for w in sorted(grid)), key=lambda both: of(*both))
+    found = {(n, w): of(n, w) for n in sorted(rows) for w in sorted(grid)}
+    best = max(found, key=found.get)
+    return best[0], max(w for n, w in found if n == best[0] and found[n, w] >= found[best] - slack)
 
 # %% ../nbs/03b_timeline.ipynb #c8cb0fe2
 @dataclass(frozen=True)
