@@ -370,6 +370,12 @@ def test_runs_of_a_variant_share_its_shards_and_differ_in_their_seed(mock, tiny,
         second.provenance, data=second.provenance.data | dict(clips=second.provenance.data['clips'][1:])))]})
 
 
+def test_a_first_variant_that_cannot_be_first(mock, tmp_path):
+    for variants, seeds in (((), 1), (REMEDIES[5:], 1), (REMEDIES[3:4], 1), (SAMPLERS, 0)):
+        with pytest.raises(BadInput): failures(mock, tmp_path/'out', variants=variants, seeds=seeds)
+    assert not (tmp_path/'out').exists()
+
+
 def test_remedies_are_what_the_specification_proposes():
     assert [v.name for v in REMEDIES] == ['as specified', 'Tape/Pack within 0.5 s', 'preceding second', 'half of the clips', 'sliding clips too', 'as specified + grammar']
     assert REMEDIES[0] == Variant('as specified') and REMEDIES[1].build == dict(hard_jitter=.5) and REMEDIES[2].both == dict(lead=1.)

@@ -34,6 +34,15 @@ def test_files_are_the_recipes():
     assert read_json(twin_checkpoint()/'adapter'/'calibration.json')['people'] == ['U0107']
 
 
+def test_results_are_the_shipped_files():
+    place = twin_checkpoint(); hashes = {k: file_hash(place/k) for k in ('model.safetensors', 'adapter/adapter_model.safetensors')}
+    for seed in EVALUATED:
+        said = read_json(place/'results'/f'{seed}.json.gz')['provenance']
+        assert said['model']['weights'] == {'model.safetensors': hashes['model.safetensors']}
+        assert said['adapters'] == {'twin': hashes['adapter/adapter_model.safetensors']}
+        assert said['training']['twin']['calibration'] == read_json(place/'adapter'/'calibration.json')
+
+
 def test_no_seed_and_no_person_twice():
     theirs, ours = {(s.seed, s.subject) for s in fitted()}, {(s.seed, s.subject) for s in judged()}
     assert not theirs & ours and RECIPE['first_world'] > max(seed for seed, _ in theirs | ours)

@@ -311,7 +311,7 @@ def failures(
     settings: Settings = None,
     clips: Clips = 0,
     max_clips: MaxClips = None,
-    compare: Annotated[str, typer.Option(help='remedies against confusions, or samplers.')] = 'remedies',
+    compare: Annotated[str, typer.Option(help='remedies against confusions, or samplers, whatever --sampler says.')] = 'remedies',
     seeds: Annotated[int, typer.Option(min=1, help='Runs of every variant, each with the next training seed.')] = 1,
     splits: Annotated[str, typer.Option(help='specification, rgb or leave-out:SUBJECT.')] = 'specification',
     sampler: Sampler = 'entropy',

@@ -282,7 +282,8 @@ class Order:
     def to_dict(self) -> dict:
         return dict(grammar=self.grammar.to_dict(), weight=self.weight, fusion=self.fusion, rounds=self.rounds)
     @classmethod
-    def from_dict(cls, d: dict) -> 'Order': return cls(Grammar.from_dict(d['grammar']), d['weight'], d['fusion'], d['rounds'])
+    def from_dict(cls, d: dict) -> 'Order':
+        return cls(Grammar.from_dict(d['grammar']), d['weight'], d['fusion'], d['rounds'])
 
 LEADING_TIMELINE = ('F1@10', 'F1@25', 'F1@50', 'edit', 'frame accuracy', '1 Hz macro F1', 'boundary F1 0.5 s',
                     'mAP@0.5', 'rework recall')
@@ -516,7 +517,8 @@ def _order(adapter: Path | None, learnt: Shards | None, clips: bool) -> Order | 
         known = learnt and learnt.index.get('grammar')
         return Order(Grammar.from_dict(known)) if known else None
     if not (there := adapter/'grammar.json').exists(): return None
-    fitted = {'weight': WEIGHT, 'fusion': FUSION, 'rounds': ROUNDS} | {k: v for k, v in calibration_of(adapter).items() if v is not None}
+    known = {k: v for k, v in calibration_of(adapter).items() if v is not None}
+    fitted = {'weight': WEIGHT, 'fusion': FUSION, 'rounds': ROUNDS} | known
     return Order(Grammar.load(there), fitted['weight'], fitted['fusion'] if clips else None, fitted['rounds'])
 
 def _names(adapters: list) -> list[str]:
@@ -575,7 +577,7 @@ class Calibration:
     rounds: int | None = None   # of sharpening the emissions; None when it was not fitted
 
 def timeline_score(recorded: list[Session]):
-    "A function of the timelines of these sessions, each a list of segments: the mean of frame accuracy, edit and F1@50."
+    "A score of timelines of these sessions, each a list of segments: the mean of frame accuracy, edit and F1@50."
     def score(lines) -> float:
         m = timeline_metrics([count_session(list(x), [1.]*len(x), s) for x, s in zip(lines, recorded)])
         return (m['frame accuracy'] + m['edit'] + m['F1@50'])/3
@@ -589,7 +591,7 @@ def calibrate(
     clips: int = 0,      # the first so many boundary clips by id; 0 for all
     root: str | Path = None, # where the shards' sessions lie: fits how much the timeline trusts the windows, too
 ) -> Calibration:
-    "Fit an adapter's temperature and the weights of its grammar on clips and sessions that it was not trained on."
+    "Fit an adapter's temperature, and how its grammar is heeded, on clips and sessions that it was not trained on."
     val, adapter = find_split(shards, 'val'), Path(adapter)
     about = read_json(adapter/'vlmtemporal.json', 'give the adapter folder that training wrote')
     model = model or about['model']; _check(adapter, model, val)
@@ -691,6 +693,14 @@ class Comparison:
         return _markdown(['variant', 'clips', *(x for n in names for x in (n, 'difference'))],
                          [[r['variant'], r['clips'], *cells(r)] for r in self.rows])
     def to_dict(self) -> dict: return _nulls(dict(rows=self.rows))
+    @classmethod
+    def from_dict(cls, d: dict) -> 'Comparison':
+        "What `to_dict` wrote, as in failures.json."
+        numbers = lambda m: {k: np.nan if v is None else v for k, v in m.items()}
+        def row(r):
+            differ = r['differences'] and {k: numbers(v) for k, v in r['differences'].items()}
+            return r | dict(metrics=numbers(r['metrics']), runs=[numbers(m) for m in r['runs']], differences=differ)
+        return cls([row(r) for r in d['rows']])
 
 def _points(panel: Panel, m: Method, operation: str, other: str):
     "Metrics of any choice of clips: operations, spans, spans at inner boundaries, one operation taken for another."
@@ -856,7 +866,7 @@ def _hold(out: Path, recipe: dict):
 
 def _lasting(options: dict) -> dict: return {k: v for k, v in options.items() if k != 'workers'}
 
-def _fold(root, out: Path, model, config, clips: int, seed: int, options: dict, train: dict, recorded, shards=None) -> Result:
+def _fold(root, out: Path, model, config, clips, seed, options: dict, train: dict, recorded, shards=None) -> Result:
     "Build, train and evaluate in one folder; what is there is kept. Several runs may share `shards`."
     if (out/'results.json').exists(): return rescore(out/'results.json')
     shards = shards or out/'shards'
@@ -899,11 +909,11 @@ def _side_by_side(out: Path, found: dict[str, list[Result]], trained: list[str],
     name, (first, *_) = next(iter(found.items())); seed = first.provenance.seed
     table, before = compare(found, seed=seed), compare({n: found[n][0] for n in trained}, seed=seed, model=0)
     origin = {n: [asdict(r.provenance) for r in found[n]] for n in trained}
+    note = (f'Differences to "{name}" on the same clips, with 95% intervals from a bootstrap over sessions. Several runs '
+            'of a variant count as their mean; each is in brackets, and how far runs differ is not in the interval.')
     write_report(out, f'What helps: {len(table.rows)} variants on {first.title}', [
-        ('Variants', table._repr_markdown_(), f'Differences to "{name}" with 95% intervals, on the same clips. Several runs '
-         'of a variant count as their mean; each is in brackets.'),
-        ('The base, before any training', before._repr_markdown_()),
-        *[(f'Tape by phase: {n}', phases(found[n][0].panel, recorded)._repr_markdown_()) for n in trained],
+        ('Variants', table._repr_markdown_(), note), ('The base, before any training', before._repr_markdown_()),
+        *[(f'Tape by phase: {n}, first run', phases(found[n][0].panel, recorded)._repr_markdown_()) for n in trained],
         ('Where these numbers come from', 'pre:' + json.dumps(origin, indent=1))])
     write_json(out/'failures.json', table.to_dict() | dict(base=_nulls(before.rows), provenance=_nulls(origin)))
     return table
@@ -923,9 +933,13 @@ def failures(
     seed: int = 0,
 ) -> Comparison:
     "Build, train and evaluate every variant; what each changes."
+    if not variants or variants[0].grammar or variants[0].share != 1:
+        raise BadInput('the first is trained, on all of its clips', 'variants', 'put such a one first')
+    if seeds < 1: raise BadInput(f'{seeds} runs', 'seeds', 'give at least one')
     out, recorded, found = Path(out), sessions(root), {}
+    told = {k: v for k, v in options.items() if not all(k in v.both for v in variants)} # the rest nobody heeds
     _hold(out, dict(model=str(model), config=asdict(config), clips=clips, max_clips=max_clips, splits=splits, seed=seed,
-                    variants=[asdict(v) for v in variants], options=_lasting(options)))
+                    variants=[asdict(v) for v in variants], options=_lasting(told)))
     def run(v, s):
         place = out/re.sub(r'\W+', '-', v.name); first = found[variants[0].name][0] if found else None
         n = max_clips if v.share == 1 else max(1, round(v.share*len(first.train)))

@@ -185,7 +185,7 @@ def _decode(rows, grammar, weight, prior_weight):
     return hsmm.best()[1]
 
 def hsmm_timeline(
-    rows: np.ndarray,           # (T, C) from `emissions`, best with `ROUNDS`
+    rows: np.ndarray,           # (T, C) from `emissions`, sharpened as `fit_reading` finds
     grammar: Grammar,
     duration: float,            # seconds
     said: dict = None,          # operation -> probability of being next at the end, as the model says
@@ -286,14 +286,14 @@ def fit_fusion(
 def fit_reading(
     rows: dict[int, list[np.ndarray]], # rounds of `emissions` -> (T, C) of each validation session
     grammar: Grammar,
-    score: Callable,                   # of all timelines, lists of segments in the sessions' order; 0 to 1, more is better
+    score: Callable,                   # of all timelines, lists of segments in the sessions' order: 0 to 1
     grid: Iterable[float] = (.25, .5, .75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16),
     slack: float = .005,               # of the score
 ) -> tuple[int, float]:                # rounds of sharpening, weight of `hsmm_timeline`
     "The rounds with the best score, and the largest weight that comes within `slack` of it: what is seen counts first."
-    def of(rounds, weight): return score([hsmm_timeline(x, grammar, len(x)*STEP, weight=weight).segments for x in rows[rounds]])
-    found = {(n, w): of(n, w) for n in sorted(rows) for w in sorted(grid)}
-    best = max(found, key=found.get)
+    def of(n, w): return np.nan_to_num(score([hsmm_timeline(x, grammar, len(x)*STEP, weight=w).segments for x in rows[n]]))
+    ways = [(n, w) for n in sorted(rows) for w in sorted(grid)]
+    found = {way: of(*way) for way in progress(ways, 'fitting the timeline')}; best = max(found, key=found.get)
     return best[0], max(w for n, w in found if n == best[0] and found[n, w] >= found[best] - slack)
 
 # %% ../nbs/03b_timeline.ipynb #c8cb0fe2

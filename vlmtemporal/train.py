@@ -344,7 +344,7 @@ def model_card(
              'LoRA': c and f"r={c['lora_r']}, alpha={c['lora_alpha']}, NF4 base", 'seed': c and c['seed'], 'machine': about.get('machine'),
              'versions': ', '.join(f'{k} {v}' for k, v in about.get('versions', {}).items()), 'data (hash of its settings)': about['data']}
     body = ['# A vlmtemporal adapter', '', 'Five seconds of packing work in, one answer out: what is being done, in which frames, and what comes next.', '',
-            '## Training', '', '| what | value |', '| --- | --- |', *(f'| {k} | {v} |' for k, v in facts.items() if v), '',
+            '## Training', '', '| what | value |', '| --- | --- |', *(f'| {k} | {v} |' for k, v in facts.items() if v or v == 0), '',
             '## Evaluation', '', *(_measured(Path(adapter), Path(results)) if results else ['This adapter has not been evaluated.']), '',
             '## Limits', '', 'It knows the operations, the camera and the people that it was trained on. It is no measure of how well anybody works.', '',
             f"The licence of the base model applies ({license}); the terms of the training data apply to what is made from it.", '',
