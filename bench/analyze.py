@@ -18,6 +18,7 @@ from sampling import bound, failed, table
 from train import full_size
 from vlmtemporal.engine import Engine
 from vlmtemporal.operations import LOGISTICS, Grammar, Segment
+from vlmtemporal.timeline import Order
 from vlmtemporal.video import open_video
 
 
@@ -28,7 +29,7 @@ def main():
     a = p.parse_args(); model = a.model or ('twin' if a.tokenizer is None else str(Path(tempfile.gettempdir())/'qwen3b-random'))
     if a.tokenizer and not a.model: full_size(Path(model), a.tokenizer)
     info = open_video(a.video).info; engine = Engine(model, 'none', 'logistics')
-    engine.grammar = Grammar.learn([[Segment(n, i*7., i*7. + 7) for i, n in enumerate(LOGISTICS.names)]], LOGISTICS)
+    engine.order = Order(Grammar.learn([[Segment(n, i*7., i*7. + 7) for i, n in enumerate(LOGISTICS.names)]], LOGISTICS))
     engine.predict(a.video)
     found = engine.analyze(a.video, a.stride, batch=a.batch); times = info.duration/found.seconds
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()

@@ -476,7 +476,7 @@ def test_calibrated_on_the_validation_person(shards, mock, tmp_path):
     adapter = Path(fit(shards, tmp_path/'run', config=TrainConfig(max_steps=1, micro_batch=2, accumulation=1)).adapter)
     made = calibrate(shards, adapter, clips=4, root=mock); engine = Engine('twin', adapter)
     assert made.people == ('U0107',) and made.nll_after <= made.nll_before and made.weight in (.25, .5, .75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16)
-    assert engine.loaded.temperature == made.temperature and (engine.weight, engine.rounds) == (made.weight, made.rounds) and made.rounds in (1, 2, 4, ROUNDS)
+    assert engine.loaded.temperature == made.temperature and (engine.order.weight, engine.order.rounds) == (made.weight, made.rounds) and made.rounds in (1, 2, 4, ROUNDS)
     assert made.fusion in [i/10 for i in range(21)]
     for fusion, told in ((made.fusion, made.fusion), (0., 0.), (None, FUSION)): # as it is, off, and as if from before
         write_json(adapter/'calibration.json', read_json(adapter/'calibration.json') | dict(fusion=fusion))

@@ -184,14 +184,12 @@ def test_the_fitted_reading_scores_best(seed):
         true = [next((s.operation for s in truth if s.start <= t < s.end), 'op 0') for t in at]
         blocks = np.repeat(r.dirichlet(np.full(3, .5), -(-len(at)//5)), 5, 0)[:len(at)]
         rows.append((.4*np.eye(3)[[int(n[-1]) for n in true]] + .6*blocks, at, true))
-    def right(w):
-        lines = [hsmm_timeline(x, g, end, weight=w).segments for (x, *_), end in zip(rows, ends)]
+    def right(lines): # moments
         return sum(next(s.operation for s in line if t < s.end) == n for line, (_, at, true) in zip(lines, rows)
                    for t, n in zip(at, true))
-    def share(lines): return sum(next(s.operation for s in line if t < s.end) == n for line, (_, at, true) in zip(lines, rows) for t, n in zip(at, true))
-    values = {w: right(w) for w in sorted(grid)}
+    values = {w: right([hsmm_timeline(x, g, end, weight=w).segments for (x, *_), end in zip(rows, ends)]) for w in sorted(grid)}
     sharp = [x for x, *_ in rows]; blind = [np.full_like(x, 1/3) for x in sharp]
-    assert fit_reading({1: blind, 16: sharp}, g, share, grid, 0) == (16, max(w for w in grid if values[w] == max(values.values())))
-    assert fit_reading({1: blind, 16: sharp}, g, share, grid, max(values.values())) == (16, 8), 'the largest within the slack'
+    assert fit_reading({1: blind, 16: sharp}, g, right, grid, 0) == (16, max(w for w in grid if values[w] == max(values.values())))
+    assert fit_reading({1: blind, 16: sharp}, g, right, grid, max(values.values())) == (16, 8), 'the largest within the slack'
     assert fit_reading({16: sharp, 1: blind}, g, lambda lines: 0, grid) == (1, 8), 'the fewest rounds of equals'
     assert len(set(values.values())) > 1

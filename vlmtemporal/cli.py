@@ -418,6 +418,19 @@ def demo(
     run_demo(out, steps, seed=seed)
 
 # %% ../nbs/04d_cli.ipynb #1b53c915
+def _demo_sections(picture, study, compared, built, overview, run, losses) -> list[tuple]:
+    "What the report tells before the evaluation: sections as `write_report` takes them."
+    return [
+        ('What the model sees', picture, 'Five seconds around a boundary (dashed): the entropy of every frame, '
+                                         'the frames that each sampler chose, and those frames.'),
+        ('Do the samplers find the boundaries?', compared,
+         f'{study.clips} clips of {study.sessions} sessions, no model involved.'),
+        ('In figures', study._repr_markdown_(), 'Means and 95% intervals, by a bootstrap over sessions.'),
+        ('The data', overview, f'Examples: {", ".join(f"{b.examples} {b.split}" for b in built)}. Train, validation and '
+                               'test share no person.'),
+        ('Fine-tuning', losses, f'{run.steps} optimiser steps of QLoRA on a CPU in {run.seconds:.0f} s.')]
+
+# %% ../nbs/04d_cli.ipynb #3fadce9e
 def run_demo(
     out: Path,                   # gets report.html, results.json and the pictures
     steps: int = 60,             # optimiser steps
@@ -451,17 +464,8 @@ def run_demo(
     say('6/7 evaluate: base, fine-tuned and the adapter that ships, on a person never seen; and blind')
     result = eval.evaluate(out/'shards', 'twin', [run.adapter, 'twin'], clips, seed=seed, root=root, grammar=True)
     say("7/7 report: intervals, tables and pictures")
-    report = eval.save_result(result, out, [
-        ('What the model sees', picture, 'Five seconds around a boundary (dashed): the entropy of every frame, '
-                                         'the frames that each sampler chose, and those frames.'),
-        ('Do the samplers find the boundaries?', compared,
-         f'{study.clips} clips of {study.sessions} sessions, no model involved.'),
-        ('In figures', study._repr_markdown_(), 'Means and 95% intervals, by a bootstrap over sessions.'),
-        ('The data', overview, f'Examples: {", ".join(f"{b.examples} {b.split}" for b in built)}. Train, validation and '
-                               'test share no person.'),
-        ('Fine-tuning', train.plot_loss(run.history),
-         f'{run.steps} optimiser steps of QLoRA on a CPU in {run.seconds:.0f} s.')],
-                              recorded=recorded)
+    told = _demo_sections(picture, study, compared, built, overview, run, train.plot_loss(run.history))
+    report = eval.save_result(result, out, told, recorded=recorded)
     typer.echo(f'{result.title}\n\n{result._repr_markdown_()}\n\nreport in {report}')
     return report
 

@@ -282,6 +282,21 @@ def _plan_split(root, out, split, found, max_clips, kinds, hard_jitter, boosted,
     return _Plan(jobs, about, built)
 
 # %% ../nbs/01_dataset.ipynb #3172550d
+def _is_built(folder: Path, about: dict) -> bool:
+    "Does the folder hold just what would be built?"
+    try: return Shards(folder).index.get('recipe') == about['recipe']
+    except BadInput: return False
+
+def _check_wishes(split: str, boosted: bool, lead: float, hard_jitter: float):
+    "Refuse what cannot be built, before anything is read."
+    if split not in (*_SIDES, 'all'):
+        raise BadInput(f'unknown split {split!r}', '--split', f'use one of {", ".join(_SIDES)}, all')
+    if boosted and split != 'train':
+        raise BadInput('known boundaries may guide the sampling of training sets only', '--boosted', 'add --split train')
+    for name, value, most in (('--lead', lead, 5), ('--hard-jitter', hard_jitter, 2)):
+        if not 0 <= value <= most: raise BadInput(f'{value:g} s is not between 0 and {most} s', name, 'give seconds')
+
+# %% ../nbs/01_dataset.ipynb #d8975b72
 def build(
     root: str | Path,         # sessions in OpenPack's layout
     out: str | Path,          # gets a folder for each split
@@ -301,13 +316,7 @@ def build(
     max_bytes: int = 200*10**6, # size at which a shard is closed
 ) -> list[Built]:
     "Cut, sample and store every clip; a folder of shards a split. What is there is kept. Scores go to `out/scores`."
-    if split not in (*_SIDES, 'all'):
-        raise BadInput(f'unknown split {split!r}', '--split', f'use one of {", ".join(_SIDES)}, all')
-    if boosted and split != 'train':
-        raise BadInput('known boundaries may guide the sampling of training sets only', '--boosted', 'add --split train')
-    for name, value, most in (('--lead', lead, 5), ('--hard-jitter', hard_jitter, 2)):
-        if not 0 <= value <= most: raise BadInput(f'{value:g} s is not between 0 and {most} s', name, 'give seconds')
-    get_sampler(sampler); roi, out, found = check_roi(roi), Path(out), sessions(root)
+    _check_wishes(split, boosted, lead, hard_jitter); get_sampler(sampler); roi, out, found = check_roi(roi), Path(out), sessions(root)
     there = sorted({s.subject for s in found})
     splits = splits or ('specification' if set(there) & {s for ss in SPLIT.values() for s in ss} else 'rgb')
     sides = get_split(splits, there)
@@ -329,11 +338,6 @@ def build(
                 write_shards(tmp, _merged([job[0] for job in p.jobs]), p.about, max_bytes)
         shutil.rmtree(out/'.parts', ignore_errors=True)
     return [p.built for p in plans.values()]
-
-def _is_built(folder: Path, about: dict) -> bool:
-    "Does the folder hold just what would be built?"
-    try: return Shards(folder).index.get('recipe') == about['recipe']
-    except BadInput: return False
 
 # %% ../nbs/01_dataset.ipynb #1785a782
 _ALIKE = 'taxonomy', 'sampler', 'k', 'size', 'roi', 'lead' # what the splits of one data set share

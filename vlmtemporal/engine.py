@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .backbones import calibration_of, compute_dtype, load_model, model_config, resolve_adapter
+from .backbones import compute_dtype, load_model, model_config, resolve_adapter
 from .basics import Picture, VLMTemporalError, read_json
 from .decode import DECODERS, Prediction
 from .memory import free_memory, unpacked
-from .operations import Grammar, Segment, Taxonomy, get_taxonomy
+from .operations import Segment, Taxonomy, get_taxonomy
 from .sampling import SampledClip, sample_clip
 from .shards import Example
-from .timeline import ROUNDS, WEIGHT, Timeline, plot_timeline, watch
+from .timeline import Timeline, order_of, plot_timeline, watch
 from .video import open_video
 
 # %% ../nbs/04a_engine.ipynb #baf25721
@@ -58,10 +58,7 @@ class Engine:
         about = read_json(adapter/'vlmtemporal.json') if adapter else {}
         self.taxonomy: Taxonomy = get_taxonomy(taxonomy or about.get('taxonomy', 'logistics'))
         self.sampler, self.k, self.lead = sampler or about.get('sampler', 'entropy'), about.get('k', 8), about.get('lead', 0.)
-        learnt = adapter and adapter/'grammar.json'
-        self.grammar = Grammar.load(learnt) if learnt and learnt.exists() else None
-        fitted = calibration_of(adapter) if adapter else {}
-        self.weight, self.rounds = fitted.get('weight') or WEIGHT, fitted.get('rounds') or ROUNDS
+        self.order = order_of(adapter) if adapter else None
         self._turn, self._places = threading.Lock(), threading.BoundedSemaphore(queue)
     @contextmanager
     def place(self):
@@ -91,5 +88,5 @@ class Engine:
         "The segments of a whole video."
         source, begin = open_video(video), time.perf_counter()
         w = watch(self.loaded, source, self.taxonomy, self.sampler, self.k, stride, context, self.lead, batch, self._turn)
-        raw = w.read(); best = w.read(self.grammar, self.weight, self.rounds) if self.grammar else raw
+        raw = w.read(); best = w.read(self.order) if self.order else raw
         return Analysis(best, raw, len(w.starts), time.perf_counter() - begin)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEADING', 'LEADING_TIMELINE', 'PHASES', 'REMEDIES', 'SAMPLERS', 'VARIANTS', 'evaluation_set', 'predict_all',
            'Provenance', 'provenance', 'Method', 'Panel', 'score_table', 'paired_table', 'class_table', 'with_grammar',
-           'Order', 'Watched', 'sessions_of_split', 'Result', 'rescore', 'evaluate', 'Calibration', 'timeline_score',
+           'Watched', 'sessions_of_split', 'Result', 'rescore', 'evaluate', 'Calibration', 'timeline_score',
            'calibrate', 'plot_confusion', 'Phases', 'phases', 'Comparison', 'compare', 'write_report', 'panel_sections',
            'result_sections', 'save_result', 'Variant', 'failures', 'LeaveOneOut', 'leave_one_person_out']
 
@@ -32,8 +32,8 @@ from .openpack import Session, get_split, person, sessions
 from .operations import Grammar, Segment, Taxonomy, get_taxonomy
 from .sampling import FPS
 from .shards import Example, Shards, find_split
-from .timeline import (FUSION, ROUNDS, WEIGHT, Timeline, Windows, fit_fusion, fit_reading, fuse_clips, plot_timeline,
-                                  watch)
+from .timeline import (FUSION, ROUNDS, Order, Timeline, Windows, fit_fusion, fit_reading, fuse_clips, order_of,
+                                  plot_timeline, watch)
 from .train import TrainConfig, fit
 
 # %% ../nbs/03_eval.ipynb #7c5feaa0
@@ -272,19 +272,6 @@ def with_grammar(
     return _trained(f'{method.name} + grammar', out)
 
 # %% ../nbs/03_eval.ipynb #bf0a2d96
-@dataclass(frozen=True)
-class Order:
-    "What a model is told of the order of work."
-    grammar: Grammar
-    weight: float = WEIGHT # of its windows against the grammar, per second
-    fusion: float | None = None # of the grammar in deciding clips; None: they are decided without
-    rounds: int = ROUNDS # of sharpening its windows
-    def to_dict(self) -> dict:
-        return dict(grammar=self.grammar.to_dict(), weight=self.weight, fusion=self.fusion, rounds=self.rounds)
-    @classmethod
-    def from_dict(cls, d: dict) -> 'Order':
-        return cls(Grammar.from_dict(d['grammar']), d['weight'], d['fusion'], d['rounds'])
-
 LEADING_TIMELINE = ('F1@10', 'F1@25', 'F1@50', 'edit', 'frame accuracy', '1 Hz macro F1', 'boundary F1 0.5 s',
                     'mAP@0.5', 'rework recall')
 
@@ -301,7 +288,7 @@ class Watched:
         out = {}
         for name, seen in self.windows.items():
             out[f'{name}, windows'] = [w.read() for w in seen]
-            if o := self.orders.get(name): out[f'{name}, HSMM'] = [w.read(o.grammar, o.weight, o.rounds) for w in seen]
+            if o := self.orders.get(name): out[f'{name}, HSMM'] = [w.read(o) for w in seen]
         return out
     @cached_property
     def reports(self) -> dict[str, dict]:
@@ -516,10 +503,8 @@ def _order(adapter: Path | None, learnt: Shards | None, clips: bool) -> Order | 
     if adapter is None:
         known = learnt and learnt.index.get('grammar')
         return Order(Grammar.from_dict(known)) if known else None
-    if not (there := adapter/'grammar.json').exists(): return None
-    known = {k: v for k, v in calibration_of(adapter).items() if v is not None}
-    fitted = {'weight': WEIGHT, 'fusion': FUSION, 'rounds': ROUNDS} | known
-    return Order(Grammar.load(there), fitted['weight'], fitted['fusion'] if clips else None, fitted['rounds'])
+    order = order_of(adapter)
+    return order if clips or order is None else replace(order, fusion=None)
 
 def _names(adapters: list) -> list[str]:
     short = [Path(a).parent.name or str(a) for a in adapters]
@@ -649,6 +634,7 @@ class Phases:
         return _markdown(['method', f'phase of {self.operation}', 'frames', f'said {self.operation}',
                           f'said {self.other}', 'said another', 'nothing said'], rows)
 
+# %% ../nbs/03_eval.ipynb #96c2517b
 def _phase_of(times: np.ndarray, segments) -> np.ndarray:
     "The phase (0, 1, 2) of each moment in the segment that holds it; -1 where none does."
     out = np.full(len(times), -1)
@@ -702,6 +688,7 @@ class Comparison:
             return r | dict(metrics=numbers(r['metrics']), runs=[numbers(m) for m in r['runs']], differences=differ)
         return cls([row(r) for r in d['rows']])
 
+# %% ../nbs/03_eval.ipynb #df20b171
 def _points(panel: Panel, m: Method, operation: str, other: str):
     "Metrics of any choice of clips: operations, spans, spans at inner boundaries, one operation taken for another."
     j, inner = panel.judge(m), np.isin(np.arange(len(panel.clips)), panel.blocks['inner boundary'])
@@ -728,6 +715,7 @@ def _mean(points: list):
         return {k: float(np.mean([m[k] for m in found])) for k in found[0]}
     return at
 
+# %% ../nbs/03_eval.ipynb #0816202a
 def compare(
     results: dict,           # variant -> `Result` or path of a results.json, or a list of them, one a run
     operation: str = 'Tape', # how often is it taken

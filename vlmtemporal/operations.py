@@ -105,6 +105,33 @@ def fill_gaps(
     return out
 
 # %% ../nbs/01a_operations.ipynb #cb517174
+def _learnt(sequences, taxonomy) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    "Transition counts (C, C), and mean and standard deviation (C,) of log seconds."
+    n = len(taxonomy); counts, logs = np.zeros((n, n)), [[] for _ in range(n)]
+    for seq in sequences:
+        for a, b in zip(seq, seq[1:]): counts[taxonomy.index(a.operation), taxonomy.index(b.operation)] += 1
+        for s in seq: logs[taxonomy.index(s.operation)].append(math.log(max(s.duration, .04)))
+    everything = sum(logs, []) or [math.log(5.) - 1, math.log(5.) + 1] # 5 s, give or take a factor e
+    pick = lambda f, few: np.array([f(l) if len(l) >= few else f(everything) for l in logs])
+    return counts, pick(np.mean, 1), np.maximum(pick(np.std, 2), .25)
+
+# %% ../nbs/01a_operations.ipynb #b64c3fe0
+def _parsed(d: dict, path: object) -> tuple:
+    "Taxonomy, counts, both of the durations and epsilon; `BadInput` names `path` when they are no grammar."
+    fix = 'learn the grammar again'
+    try:
+        taxonomy = get_taxonomy(d['taxonomy']); n = len(taxonomy)
+        arrays = [np.array(d[name], np.float64) for name in ('counts', 'log_mean', 'log_std')]
+        epsilon, names = float(d['epsilon']), tuple(d['operations'])
+    except (TypeError, KeyError, ValueError): raise BadInput('is no grammar', path, fix) from None
+    if names != taxonomy.names: raise BadInput(f'has other operations than {taxonomy.name}', path, fix)
+    counts, _, log_std = arrays
+    if ([a.shape for a in arrays] != [(n, n), (n,), (n,)] or not all(np.isfinite(a).all() for a in arrays)
+            or (counts < 0).any() or (log_std <= 0).any() or not epsilon > 0):
+        raise BadInput('holds numbers that no grammar has', path, fix)
+    return taxonomy, *arrays, epsilon
+
+# %% ../nbs/01a_operations.ipynb #9c46bbd9
 @dataclass(frozen=True)
 class Grammar:
     "Transition counts `(C, C)` and log-normal durations `(C,)` of operations, learnt from sessions."
@@ -120,13 +147,7 @@ class Grammar:
         epsilon: float = 0.5,
     ) -> 'Grammar':
         "Count transitions and fit durations; an operation that was never seen gets the overall duration."
-        n = len(taxonomy); counts, logs = np.zeros((n, n)), [[] for _ in range(n)]
-        for seq in sequences:
-            for a, b in zip(seq, seq[1:]): counts[taxonomy.index(a.operation), taxonomy.index(b.operation)] += 1
-            for s in seq: logs[taxonomy.index(s.operation)].append(math.log(max(s.duration, .04)))
-        everything = sum(logs, []) or [math.log(5.) - 1, math.log(5.) + 1] # 5 s, give or take a factor e
-        pick = lambda f, few: np.array([f(l) if len(l) >= few else f(everything) for l in logs])
-        return cls(taxonomy, counts, pick(np.mean, 1), np.maximum(pick(np.std, 2), .25), epsilon)
+        return cls(taxonomy, *_learnt(sequences, taxonomy), epsilon)
     @property
     def transitions(self) -> np.ndarray:
         "(C, C) probabilities of the next operation; each row sums to 1; never itself."
@@ -159,15 +180,4 @@ class Grammar:
     @classmethod
     def from_dict(cls, d: dict, path: object = 'grammar') -> 'Grammar':
         "What `to_dict` gave; `BadInput` names `path` when it is something else."
-        fix = 'learn the grammar again'
-        try:
-            taxonomy = get_taxonomy(d['taxonomy']); n = len(taxonomy)
-            arrays = [np.array(d[name], np.float64) for name in ('counts', 'log_mean', 'log_std')]
-            epsilon, names = float(d['epsilon']), tuple(d['operations'])
-        except (TypeError, KeyError, ValueError): raise BadInput('is no grammar', path, fix) from None
-        if names != taxonomy.names: raise BadInput(f'has other operations than {taxonomy.name}', path, fix)
-        counts, _, log_std = arrays
-        if ([a.shape for a in arrays] != [(n, n), (n,), (n,)] or not all(np.isfinite(a).all() for a in arrays)
-                or (counts < 0).any() or (log_std <= 0).any() or not epsilon > 0):
-            raise BadInput('holds numbers that no grammar has', path, fix)
-        return cls(taxonomy, *arrays, epsilon)
+        return cls(*_parsed(d, path))

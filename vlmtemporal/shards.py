@@ -120,24 +120,29 @@ def _layout(shard: dict) -> list[tuple[str, list]]:
     return out
 
 # %% ../nbs/01f_shards.ipynb #17137aee
+def _read_index(path: Path, whole: bool) -> dict:
+    "The index of a folder; `BadInput` when it or, asked for the whole, a shard is not as it was written."
+    where = path/'index.json'
+    if not path.is_dir(): raise BadInput('no such folder', path, 'build it with `vlmtemporal build ROOT OUT`')
+    index = read_json(where, 'build it with `vlmtemporal build ROOT OUT`')
+    if not isinstance(index, dict) or index.get('format') != FORMAT or not _NEEDED <= set(index):
+        raise BadInput('is no index of this version', where, _AGAIN)
+    if json_hash({k: v for k, v in index.items() if k != 'checksum'}) != index['checksum']:
+        raise BadInput('has been changed since it was written', where, _AGAIN)
+    for s in index['shards'] if whole else ():
+        shard = path/s['name']; size = shard.stat().st_size if shard.exists() else None
+        if size != s['bytes']:
+            raise BadInput('is missing' if size is None else f"has {size} bytes instead of {s['bytes']}", shard, _AGAIN)
+    return index
+
+# %% ../nbs/01f_shards.ipynb #03f1779a
 class Shards:
     "The examples of one split: `len(shards)`, `shards[i]`, `for e in shards`."
     def __init__(self,
         path: str | Path,    # a folder with an index.json
         whole: bool = True,  # refuse to open it when a shard is missing or has another size
     ):
-        self.path = Path(path); where = self.path/'index.json'
-        if not self.path.is_dir(): raise BadInput('no such folder', path, 'build it with `vlmtemporal build ROOT OUT`')
-        self.index = read_json(where, 'build it with `vlmtemporal build ROOT OUT`')
-        if not isinstance(self.index, dict) or self.index.get('format') != FORMAT or not _NEEDED <= set(self.index):
-            raise BadInput('is no index of this version', where, _AGAIN)
-        if json_hash({k: v for k, v in self.index.items() if k != 'checksum'}) != self.index['checksum']:
-            raise BadInput('has been changed since it was written', where, _AGAIN)
-        for s in self.index['shards'] if whole else ():
-            size = (self.path/s['name']).stat().st_size if (self.path/s['name']).exists() else None
-            if size != s['bytes']:
-                raise BadInput('is missing' if size is None else f"has {size} bytes instead of {s['bytes']}",
-                               self.path/s['name'], _AGAIN)
+        self.path = Path(path); self.index = _read_index(self.path, whole)
     @property
     def taxonomy(self) -> Taxonomy: return get_taxonomy(self.index['taxonomy'])
     @cached_property

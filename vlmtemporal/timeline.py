@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['STEP', 'ROUNDS', 'WEIGHT', 'FUSION', 'emissions', 'Timeline', 'raw_timeline', 'plot_timeline', 'HSMM',
            'next_operations', 'hsmm_timeline', 'live_labels', 'fuse', 'fuse_clips', 'fit_fusion', 'fit_reading',
-           'Windows', 'watch']
+           'Order', 'order_of', 'Windows', 'watch']
 
 # %% ../nbs/03b_timeline.ipynb #85a11ce1
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from .backbones import Loaded
+from .backbones import Loaded, calibration_of
 from .basics import BadInput, Picture, progress
 from .operations import Grammar, Segment, Taxonomy
 from .clips import CLIP_SECONDS, Clip, window_starts
@@ -296,6 +297,29 @@ def fit_reading(
     found = {way: of(*way) for way in progress(ways, 'fitting the timeline')}; best = max(found, key=found.get)
     return best[0], max(w for n, w in found if n == best[0] and found[n, w] >= found[best] - slack)
 
+# %% ../nbs/03b_timeline.ipynb #5a290fd6
+@dataclass(frozen=True)
+class Order:
+    "What a model is told of the order of work."
+    grammar: Grammar
+    weight: float = WEIGHT # of its windows against the grammar, per second
+    fusion: float | None = None # of the grammar in deciding clips; None: they are decided without
+    rounds: int = ROUNDS # of sharpening its windows
+    def to_dict(self) -> dict:
+        return dict(grammar=self.grammar.to_dict(), weight=self.weight, fusion=self.fusion, rounds=self.rounds)
+    @classmethod
+    def from_dict(cls, d: dict) -> 'Order':
+        return cls(Grammar.from_dict(d['grammar']), d['weight'], d['fusion'], d['rounds'])
+
+def order_of(
+    adapter: str | Path, # a folder that `fit` wrote
+) -> Order | None:       # None when it has no grammar
+    "An adapter's grammar, heeded as `calibrate` found best, else as by default."
+    if not (there := Path(adapter)/'grammar.json').exists(): return None
+    fitted = dict(weight=WEIGHT, fusion=FUSION, rounds=ROUNDS)
+    fitted |= {k: v for k, v in calibration_of(adapter).items() if k in fitted and v is not None}
+    return Order(Grammar.load(there), **fitted)
+
 # %% ../nbs/03b_timeline.ipynb #c8cb0fe2
 @dataclass(frozen=True)
 class Windows:
@@ -307,13 +331,11 @@ class Windows:
     next: dict[str, float]    # of the last window: operation -> probability of being next
     context: float            # seconds at a window's start that it sees and does not speak for
     def read(self,
-        grammar: Grammar = None, # of the order and durations of work
-        weight: float = WEIGHT,  # of the windows against it, per second
-        rounds: int = ROUNDS,    # of sharpening
+        order: Order = None, # of work
     ) -> Timeline:
-        "The windows as they stand, or the account that obeys a grammar."
-        if grammar is None: return raw_timeline(self.rows(), self.taxonomy, self.duration, self.next)
-        return hsmm_timeline(self.rows(rounds), grammar, self.duration, self.next, weight)
+        "The windows as they stand, or the account that obeys an order of work."
+        if order is None: return raw_timeline(self.rows(), self.taxonomy, self.duration, self.next)
+        return hsmm_timeline(self.rows(order.rounds), order.grammar, self.duration, self.next, order.weight)
     def rows(self,
         rounds: int = 1, # as in `emissions`
     ) -> np.ndarray:     # (T, C)

@@ -31,6 +31,15 @@ class VideoInfo:
     duration: float # seconds from the first frame's time to the end of the last
     backend: str    # 'decord', 'opencv' or 'folder'
 
+def _described(path, times: np.ndarray, width, height, backend, declared=None) -> VideoInfo:
+    "What the frames' own times say of a source."
+    steps = np.diff(times)
+    step = float(steps[steps <= 1.5*np.median(steps)].mean()) if steps.any() else 1/25
+    fps = round(1/step, 1 if backend == 'folder' else 3) # names tell milliseconds, containers microseconds
+    return VideoInfo(str(path), fps, int(width), int(height), len(times), declared or len(times),
+                     float(times[-1] + step), backend)
+
+# %% ../nbs/00b_video.ipynb #e7d126ba
 class Video:
     "A source of frames. `times` are the frames' own seconds since the first, `(n,)` float64, sorted."
     info: VideoInfo
@@ -78,12 +87,6 @@ class Video:
         "SHA-256 of what is read: the file's bytes, or the names and bytes of the pictures."
         return file_hash(self.info.path)
     def __len__(self): return len(self.times)
-    def _describe(self, path, width, height, backend, declared=None):
-        steps = np.diff(self.times)
-        step = float(steps[steps <= 1.5*np.median(steps)].mean()) if steps.any() else 1/25
-        fps = round(1/step, 1 if backend == 'folder' else 3) # names tell milliseconds, containers microseconds
-        self.info = VideoInfo(str(path), fps, int(width), int(height), len(self.times), declared or len(self.times),
-                              float(self.times[-1] + step), backend)
 
 # %% ../nbs/00b_video.ipynb #d7356d2f
 def scaled(
@@ -198,7 +201,7 @@ class _DecordVideo(Video):
         self._first = self._reader[0].asnumpy()[::8, ::8, ::-1].copy(); self._reader.seek(0)
         stamps = self._reader.get_frame_timestamp(range(len(self._reader)))[:, 0].astype(float)
         self.times = stamps - stamps[0]
-        self._describe(path, width, height, 'decord')
+        self.info = _described(path, self.times, width, height, 'decord')
     def _read(self, indices, size, enough, forget=True):
         wanted = sorted(set(indices))
         try:
@@ -236,7 +239,7 @@ class _OpenCVVideo(Video):
         if not times:
             raise BadInput('cannot be decoded as video', path, 'give a video file that plays, or a folder of frames')
         self.times = np.maximum.accumulate(np.array(times) - times[0])
-        self._describe(path, width, height, 'opencv', max(int(declared), len(times)))
+        self.info = _described(path, self.times, width, height, 'opencv', max(int(declared), len(times)))
     def _read(self, indices, size, enough):
         wanted, frames, cap = set(indices), {}, _capture(self.info.path)
         for i in range(max(wanted) + 1):
@@ -286,7 +289,7 @@ class FrameFolder(Video):
         self.paths, self.start = [p for _, p in found], found[0][0]
         self.times = np.array([t for t, _ in found]) - self.start
         height, width = self._picture(0).shape[:2]
-        self._describe(path, width, height, 'folder')
+        self.info = _described(path, self.times, width, height, 'folder')
     def _picture(self, i, enough=None):
         reduce = next(r for r in (8, 4, 2, 1) if r == 1 or enough and self.info.width//r >= enough)
         data = np.fromfile(self.paths[i], np.uint8)
