@@ -4,9 +4,10 @@
 
 Qwen2.5-VL-3B's architecture with random weights (they cost the same as trained ones; TOKENIZER is a folder with the
 real tokenizer), or any checkpoint; NF4, LoRA r=16, 8 pictures of 336x336 an example, 16 examples an optimiser step,
-fp16, memory capped at what a T4 has. Every row is a process of its own on the same examples in the same order. `stock`
-is TRL's trainer as everyone sets it up, with float32 adapters, without which fp16 dies; `ours` is this library's; `kept`
-is ours without gradient checkpointing.
+fp16, memory capped at what a T4 has, without the attention kernels that a T4 lacks. Every row is a process of its own on
+the same examples in the same order. `stock` is TRL's trainer as everyone sets it up, with float32 adapters, without which
+fp16 dies; `ours` is this library's; `kept` is ours without gradient checkpointing, `sdpa` ours with transformers' own
+attention.
 """
 import argparse, json, os, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
@@ -84,7 +85,9 @@ def one(how: str, micro: int, model: str, shards: str, steps: int) -> dict:
     gpu = torch.cuda.is_available()
     if gpu:
         torch.cuda.set_per_process_memory_fraction(T4*2**30/torch.cuda.get_device_properties(0).total_memory)
+        torch.backends.cuda.enable_flash_sdp(False); torch.backends.cuda.enable_cudnn_sdp(False) # nor these kernels
         backbones.compute_dtype = train.compute_dtype = lambda: torch.float16 # a T4 has no bf16
+    if how == 'sdpa': backbones._attention = lambda: 'sdpa'
     config = train.TrainConfig(max_steps=steps, micro_batch=micro, accumulation=16//micro, warmup=0, gradient_checkpointing=how != 'kept')
     data, out = Shards(shards), Path(tempfile.mkdtemp())
     trainer = stock(model, data, out, config) if how == 'stock' else train.make_trainer(backbones.load_model(model), data, out, config)

@@ -3,11 +3,12 @@ import warnings
 
 import pytest
 import torch
-from transformers import (CLIPVisionConfig, LlamaConfig, LlavaNextImageProcessor, LlavaNextVideoConfig, LlavaNextVideoForConditionalGeneration,
+from transformers import (AttentionMaskInterface, CLIPVisionConfig, LlamaConfig, LlavaNextImageProcessor, LlavaNextVideoConfig, LlavaNextVideoForConditionalGeneration,
                           LlavaNextVideoProcessor, LlavaNextVideoVideoProcessor, Qwen2Config, Qwen2VLImageProcessor, Qwen3VLConfig,
                           Qwen3VLForConditionalGeneration, Qwen3VLProcessor, Qwen3VLVideoProcessor, VideoLlama3Config,
                           VideoLlama3ForConditionalGeneration, VideoLlama3ImageProcessor, VideoLlama3Processor, VideoLlama3VideoProcessor)
 
+from vlmtemporal import backbones
 from vlmtemporal.backbones import BACKBONES, list_backbones, load_model, twin_checkpoint
 from vlmtemporal.basics import BadInput
 from vlmtemporal.decode import DECODERS, model_inputs
@@ -113,6 +114,25 @@ def test_a_family_is_loaded_trained_saved_reloaded_and_answers(family, checkpoin
     assert abs(b - c) < 1e-4 and not [n for n, _ in merged.model.named_modules() if 'lora' in n]
     other = next(f for f in TINY if f != family)
     with pytest.raises(BadInput, match='was trained on'): load_model(checkpoint(other), tmp_path/'adapter')
+
+
+@pytest.mark.parametrize('share', [True, False])
+@pytest.mark.parametrize('family', sorted(TINY))
+def test_our_attention_is_transformers_own(family, share, checkpoint, monkeypatch):
+    "Texts of one length and of several, padded at either end: logits and gradients as with plain `sdpa`, on every kind of card."
+    monkeypatch.setattr(backbones, '_shares', lambda device: share); loaded = load_model(checkpoint(family), quantize=False)
+    text, g = loaded.model.config.text_config, torch.Generator().manual_seed(0); assert text._attn_implementation == backbones.ATTENTION
+    ids, none = torch.randint(5, 200, (3, 12), generator=g), torch.ones(3, 12, dtype=torch.long); behind = none.clone(); behind[1, 7:] = behind[2, 10:] = 0
+    calls, own = [], backbones.prompt_mask; monkeypatch.setitem(AttentionMaskInterface._global_mapping, backbones.ATTENTION, lambda **kw: calls.append(own(**kw)) or calls[-1])
+    for mask in (none, behind, behind.flip(1)):
+        found = []
+        for way in (backbones.ATTENTION, 'sdpa'):
+            text._attn_implementation = way; loaded.model.zero_grad()
+            logits = loaded.model(ids, attention_mask=mask).logits[mask.bool()]; logits.float().logsumexp(-1).sum().backward()
+            found.append((logits.detach(), {n: p.grad.clone() for n, p in loaded.model.named_parameters() if p.grad is not None}))
+        (a, da), (b, db) = found; assert torch.allclose(a, b, atol=1e-4) and len(da) > 10
+        assert all(torch.allclose(da[n], db[n], atol=1e-3, rtol=1e-3) for n in db)
+    assert calls[:2] == [None, None] and calls[2] is not None, 'padding at the end needs no mask'
 
 
 def _tensors(out): return [t for t in (out.to_tuple() if hasattr(out, 'to_tuple') else [out]) if isinstance(t, torch.Tensor)]

@@ -263,7 +263,7 @@ def test_ahead_of_the_model_the_answers_are_the_same(taught, decoder):
 def test_the_next_batch_is_made_while_the_model_works(monkeypatch):
     "The model's work ends only when the next batch has been made, and no more than one is made ahead."
     loaded, made, asked, most = tiny(), [threading.Event() for _ in range(4)], [], []
-    def prepare(_, some, taxonomy): made[int(some[0].key)].set(); return 'ready ' + some[0].key
+    def prepare(_, some, taxonomy, side): made[int(some[0].key)].set(); return 'ready ' + some[0].key
     def work(_, some, taxonomy, inputs):
         i = int(some[0].key); assert inputs == f'ready {i}'
         assert i == 3 or made[i + 1].wait(20), 'nothing is made meanwhile'

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from .backbones import Loaded, freeze_vision, widen_feed_forward
+from .backbones import Loaded, freeze_vision, fuse_norms, widen_feed_forward
 from .basics import VLMTemporalError, VLMTemporalWarning
 from .clips import Answer
 from .operations import Taxonomy
@@ -50,13 +50,14 @@ def model_inputs(
     loaded: Loaded,
     examples: list[Example],
     taxonomy: Taxonomy,
+    side: str = 'right',      # on which shorter prompts are padded; 'left' where the model writes on
 ):                            # the processor's tensors: text on the CPU, pictures on the model's device
-    "Clips as one batch, shorter prompts padded on the left."
+    "Clips as one batch."
     text = [loaded.processor.apply_chat_template(messages(e.indices, taxonomy), tokenize=False,
                                                  add_generation_prompt=True) for e in examples]
     images = [list(e.frames) for e in examples]
     with _SPELLING:
-        return loaded.processor(text=text, images=images, padding=True, padding_side='left', return_tensors='pt',
+        return loaded.processor(text=text, images=images, padding=True, padding_side=side, return_tensors='pt',
                                 device=loaded.model.device)
 
 # %% ../nbs/03a_decode.ipynb #6faeb7da
@@ -69,7 +70,8 @@ def generate(
 ) -> list[Prediction]:
     "Let the model write, then parse what it wrote."
     import torch
-    begin = time.perf_counter(); x = (inputs or model_inputs(loaded, examples, taxonomy)).to(loaded.model.device)
+    begin = time.perf_counter(); x = inputs or model_inputs(loaded, examples, taxonomy, 'left')
+    x = x.to(loaded.model.device)
     with torch.no_grad(): out = loaded.model.generate(**x, max_new_tokens=max_new_tokens, do_sample=False)
     with _SPELLING: texts = loaded.processor.tokenizer.batch_decode(out[:, x['input_ids'].shape[1]:], skip_special_tokens=True)
     parsed = [parse_answer(text, taxonomy, e.n_frames) for text, e in zip(texts, examples)]
@@ -147,6 +149,7 @@ class _Trees:
     def __init__(self, loaded: Loaded, inputs, first: int):
         import torch
         self.torch, self.model, self.cache, device = torch, loaded.model, None, loaded.model.device
+        if not inputs['attention_mask'][:, 0].all(): raise ValueError('prompts are padded on the right here')
         self.at, after = (x.to(device) for x in _positions(loaded, inputs))
         self.prompt = inputs.to(device); self.prompt.pop('mm_token_type_ids', None) # it served for the positions
         self.seen, self.next = self.prompt.pop('attention_mask').bool()[:, None], after[:, None] # (B, W, S), (B, W)
@@ -158,9 +161,9 @@ class _Trees:
         own = torch.eye(W, dtype=torch.bool, device=ids.device)[:, None, :, None] & blank.sees[None, :, None]
         sees = torch.cat([self.seen.repeat_interleave(n, 1), own.reshape(W*n, W*n).expand(B, -1, -1)], -1)
         at = (self.next[..., None] + blank.depth).flatten(1)
-        call = dict(input_ids=ids.flatten(1), attention_mask=sees, position_ids=at)
+        call = dict(input_ids=ids.flatten(1), attention_mask=sees[:, None], position_ids=at)
         if self.cache is None: call = self._with_prompt(**call)
-        call['attention_mask'] = call['attention_mask'][:, None]; keep = W*n - skip # nothing is asked in the skeleton
+        keep = W*n - skip # nothing is asked in the skeleton
         with torch.no_grad(): out = self.model(**call, past_key_values=self.cache, use_cache=True, logits_to_keep=keep)
         self.blank, self.cache, logits = blank, out.past_key_values, out.logits[:, -keep:]
         total = torch.stack([row.float().logsumexp(-1) for row in logits]) # row by row: the vocabulary is large
@@ -174,26 +177,24 @@ class _Trees:
         own[row, new, way] = blank.path[c]
         self.seen = torch.cat([self.seen[row, way], own.flatten(2)], -1)
         self.next, self.chosen = self.next[row, way] + blank.path[c].sum(-1), blank.last[c]
-    def _with_prompt(self, input_ids, attention_mask, position_ids):
-        torch, L, new = self.torch, self.seen.shape[-1], input_ids.shape[1]
-        at = torch.arange(L, device=input_ids.device); before = at[:, None] - at
-        causal = self.seen & (before >= 0) | (before == 0) # padding sees itself: a row of nothing would be NaN
-        return {**self.prompt, 'input_ids': torch.cat([self.prompt['input_ids'], input_ids], 1),
-                'attention_mask': torch.cat([torch.nn.functional.pad(causal, (0, new)), attention_mask], 1),
-                'position_ids': torch.cat([self.at, position_ids.expand(*self.at.shape[:-1], -1)], -1)}
+    def _with_prompt(self, input_ids, position_ids, **call):
+        cat = self.torch.cat
+        return {**self.prompt, **call, 'input_ids': cat([self.prompt['input_ids'], input_ids], 1),
+                'position_ids': cat([self.at, position_ids.expand(*self.at.shape[:-1], -1)], -1)}
 
 # %% ../nbs/03a_decode.ipynb #fd5ed2a6
 def _heeds(model) -> bool:
-    "Does a mask hide one token from another? The second row differs in a hidden token, the third in one that is seen."
+    "Is a mask of the last two tokens heeded? The second row differs in a token hidden from the last one, the third in one it sees."
     import torch
     put = lambda x: torch.tensor(x, device=model.device)
-    sees = put(np.tril(np.ones((4, 4), bool))); sees[3, 2] = False
+    sees = put([[True, True, True, False], [True, True, False, True]])
     ids, at = put([[10, 11, 12, 13], [10, 11, 14, 13], [10, 14, 12, 13]]), put([[0, 1, 2, 2]]*3)
     try:
-        with torch.no_grad(): out = model(ids, attention_mask=sees.expand(3, 1, 4, 4), position_ids=at, use_cache=False)
+        with torch.no_grad(): out = model(ids, attention_mask=sees.expand(3, 1, 2, 4), position_ids=at, use_cache=False)
     except (TypeError, ValueError, RuntimeError): return False
-    base, hidden, seen = out.logits[:, -1].float()
-    return not (hidden - base).abs().max() >= .01*(seen - base).abs().max()
+    base, hidden, seen = out.logits.float()
+    leaks = max((hidden - base)[[0, 1, 3]].abs().max(), (seen - base)[0].abs().max())
+    return not leaks >= .01*(seen - base)[3].abs().max()
 
 class _Rows:
     "What `_Trees` does, for one clip, by calls that any model takes."
@@ -257,11 +258,12 @@ def _fill(said, form: list[_Blank], last, ways: int):
 _READY = WeakKeyDictionary() # model -> whether it answers in trees
 
 def _ready(loaded: Loaded) -> bool:
-    "Freeze the vision tower, which batches its windows, and try whether the model heeds a tree's mask; once a model."
+    "Make a model ready to answer, once, and try whether it heeds a tree's mask."
     base = _base(loaded)
     if base not in _READY:
         tower = base.get_submodule(f'model.{loaded.backbone.vision}').requires_grad_(False); freeze_vision(loaded)
         if next(tower.parameters()).is_cuda: widen_feed_forward(tower)
+        fuse_norms(base)
         _READY[base] = _heeds(loaded.model)
         if not _READY[base]: warnings.warn(f'{loaded.name} does not heed the mask of a tree: answers take many calls',
                                            VLMTemporalWarning, stacklevel=3)
@@ -311,10 +313,10 @@ def answer_batches(
     **options,                    # of the decoder
 ) -> Iterator[tuple[list[Example], list[Prediction]]]: # each batch and what is said of it, in order
     "Answer about any number of clips; the next batch is made ready meanwhile."
-    examples = iter(examples)
+    examples, side = iter(examples), 'left' if decoder == 'generate' else 'right'
     def ready():
         some = list(islice(examples, batch))
-        return some, some and model_inputs(loaded, some, taxonomy)
+        return some, some and model_inputs(loaded, some, taxonomy, side)
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(ready)
         while (now := coming.result())[0]:
