@@ -376,9 +376,9 @@ def analyze(
     model: Model = 'twin',
     adapter: Adapter = None,
     stride: Annotated[float, typer.Option(help='Seconds between windows.', min=.04)] = 1.,
-    context: Annotated[Optional[float], typer.Option(
-        help="Seconds at a window's start that it sees and does not speak for; 1, or 0 where the adapter was trained with a lead.",
-        min=0, max=4)] = None,
+    lead: Annotated[Optional[float], typer.Option(
+        help='Seconds before each window that are shown with it, two pictures each; as the adapter was trained when absent.',
+        min=0, max=5)] = None,
     plot: Annotated[Optional[Path], typer.Option(help='Save the timeline as a picture, under the annotation if there is one.')] = None,
     as_json: Json = False,
 ):
@@ -386,7 +386,7 @@ def analyze(
     from vlmtemporal.video import open_video
     info = open_video(video).info
     from vlmtemporal.engine import Engine
-    found = Engine(model, adapter).analyze(video, stride, context)
+    found = Engine(model, adapter).analyze(video, stride, lead)
     if plot:
         from vlmtemporal.openpack import session_of
         session = session_of(video); found.picture(session and list(session.segments)).save(plot)

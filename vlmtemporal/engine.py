@@ -82,11 +82,12 @@ class Engine:
     def analyze(self,
         video: str | Path,
         stride: float = 1.,           # seconds between windows
-        context: float = None,        # seconds at a window's start that it sees and does not speak for; as in `watch`
+        lead: float = None,           # seconds before a window that are shown with it; as the adapter was trained when absent
         batch: int = 8,               # windows that are answered at once
     ) -> Analysis:
         "The segments of a whole video."
         source, begin = open_video(video), time.perf_counter()
-        w = watch(self.loaded, source, self.taxonomy, self.sampler, self.k, stride, context, self.lead, batch, self._turn)
+        lead = self.lead if lead is None else lead
+        w = watch(self.loaded, source, self.taxonomy, self.sampler, self.k, stride, lead, batch, self._turn)
         raw = w.read(); best = w.read(self.order) if self.order else raw
         return Analysis(best, raw, len(w.starts), time.perf_counter() - begin)

@@ -562,10 +562,10 @@ class Calibration:
     rounds: int | None = None   # of sharpening the emissions; None when it was not fitted
 
 def timeline_score(recorded: list[Session]):
-    "A score of timelines of these sessions, each a list of segments: the mean of frame accuracy, edit and F1@50."
-    def score(lines) -> float:
+    "What timelines of these sessions, each a list of segments, are measured by: frame accuracy, edit and F1@50."
+    def score(lines) -> np.ndarray:
         m = timeline_metrics([count_session(list(x), [1.]*len(x), s) for x, s in zip(lines, recorded)])
-        return (m['frame accuracy'] + m['edit'] + m['F1@50'])/3
+        return np.array([m['frame accuracy'], m['edit'], m['F1@50']])
     return score
 
 # %% ../nbs/03_eval.ipynb #6c4b48d8

@@ -30,11 +30,11 @@ from .video import Video
 STEP = .2   # seconds between moments
 ROUNDS = 16 # that sharpen the votes for `hsmm_timeline`
 
-def _spans(starts: np.ndarray, n: int, context: float) -> tuple[np.ndarray, np.ndarray]:
+def _spans(starts: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
     "First and last + 1 of the `n` moments that each window speaks for; between windows with a gap, the nearer one's."
     at, starts = (np.arange(n) + .5)*STEP, np.asarray(starts, float)
     between = np.searchsorted(at, (starts[1:] + starts[:-1] + CLIP_SECONDS)/2)
-    first, stop = np.searchsorted(at, starts + context), np.searchsorted(at, starts + CLIP_SECONDS)
+    first, stop = np.searchsorted(at, starts), np.searchsorted(at, starts + CLIP_SECONDS)
     return np.minimum(first, np.r_[0, between]), np.maximum(stop, np.r_[between, n])
 
 def emissions(
@@ -42,11 +42,10 @@ def emissions(
     probabilities: np.ndarray,  # (W, C) class probabilities of each window
     duration: float,            # seconds
     rounds: int = 1,            # of expectation maximisation: 1 is the plain mean, `ROUNDS` sharpens
-    context: float = 0.,        # seconds at a window's start that it sees and does not speak for
 ) -> np.ndarray:                # float64 (T, C), one row every `STEP` seconds
     "Class probabilities of each moment, from the windows that cover it; from the nearest window where none does."
     n, p = max(int(np.ceil(duration/STEP - 1e-6)), 1), np.asarray(probabilities, float)
-    first, stop = _spans(starts, n, context); zero = np.zeros((1, p.shape[1])); rows = np.full((n, p.shape[1]), 1/p.shape[1])
+    first, stop = _spans(starts, n); zero = np.zeros((1, p.shape[1])); rows = np.full((n, p.shape[1]), 1/p.shape[1])
     for _ in range(rounds):
         total = np.r_[zero, rows.cumsum(0)]; edges = np.zeros((n + 1, p.shape[1]))
         vote = p/np.maximum(total[stop] - total[first], 1e-9)
@@ -285,17 +284,21 @@ def fit_fusion(
 
 # %% ../nbs/03b_timeline.ipynb #e94ad1e6
 def fit_reading(
-    rows: dict[int, list[np.ndarray]], # rounds of `emissions` -> (T, C) of each validation session
+    rows: dict[int, list[np.ndarray]], # rounds of `emissions` -> (T, C) of each validation session; 1 among them
     grammar: Grammar,
-    score: Callable,                   # of all timelines, lists of segments in the sessions' order: 0 to 1
+    score: Callable,                   # of all timelines, lists of segments in the sessions' order: (M,) measures, 0 to 1
     grid: Iterable[float] = (.25, .5, .75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16),
-    slack: float = .005,               # of the score
+    slack: float = .005,               # of the measures' mean
 ) -> tuple[int, float]:                # rounds of sharpening, weight of `hsmm_timeline`
-    "The rounds with the best score, and the largest weight that comes within `slack` of it: what is seen counts first."
-    def of(n, w): return np.nan_to_num(score([hsmm_timeline(x, grammar, len(x)*STEP, weight=w).segments for x in rows[n]]))
+    """The rounds with the best mean, and the largest weight within `slack` of it, for what is seen counts first, that leaves no
+    measure below that of the plain windows; where none does, the largest."""
+    measure = lambda lines: np.nan_to_num(score([x.segments for x in lines]))
+    plain = measure([raw_timeline(x, grammar.taxonomy, len(x)*STEP) for x in rows[1]])
+    of = lambda n, w: measure([hsmm_timeline(x, grammar, len(x)*STEP, weight=w) for x in rows[n]])
     ways = [(n, w) for n in sorted(rows) for w in sorted(grid)]
-    found = {way: of(*way) for way in progress(ways, 'fitting the timeline')}; best = max(found, key=found.get)
-    return best[0], max(w for n, w in found if n == best[0] and found[n, w] >= found[best] - slack)
+    found = {way: of(*way) for way in progress(ways, 'fitting the timeline')}; best = max(found, key=lambda way: found[way].mean())
+    near = [w for n, w in ways if n == best[0] and found[n, w].mean() >= found[best].mean() - slack]
+    return best[0], max([w for w in near if (found[best[0], w] >= plain - 1e-9).all()] or near)
 
 # %% ../nbs/03b_timeline.ipynb #5a290fd6
 @dataclass(frozen=True)
@@ -329,7 +332,6 @@ class Windows:
     starts: np.ndarray        # float64 (W,), seconds
     probabilities: np.ndarray # float64 (W, C) of the dominant operation
     next: dict[str, float]    # of the last window: operation -> probability of being next
-    context: float            # seconds at a window's start that it sees and does not speak for
     def read(self,
         order: Order = None, # of work
     ) -> Timeline:
@@ -340,10 +342,10 @@ class Windows:
         rounds: int = 1, # as in `emissions`
     ) -> np.ndarray:     # (T, C)
         "Class probabilities of each moment."
-        return emissions(self.starts, self.probabilities, self.duration, rounds, self.context)
+        return emissions(self.starts, self.probabilities, self.duration, rounds)
     def to_dict(self) -> dict:
         "JSON's shape, the taxonomy left out."
-        return dict(duration=self.duration, context=self.context, starts=np.round(self.starts, 3).tolist(),
+        return dict(duration=self.duration, starts=np.round(self.starts, 3).tolist(),
                     probabilities=np.round(self.probabilities, 6).tolist(),
                     next={n: round(p, 6) for n, p in self.next.items()})
     @classmethod
@@ -351,7 +353,7 @@ class Windows:
         starts, p = np.array(d['starts'], float), np.array(d['probabilities'], float)
         if p.shape != (len(starts), len(taxonomy)) or not len(p):
             raise ValueError(f'{p.shape} probabilities of {len(starts)} windows')
-        return cls(taxonomy, d['duration'], starts, p, d['next'], d['context'])
+        return cls(taxonomy, d['duration'], starts, p, d['next'])
 
 # %% ../nbs/03b_timeline.ipynb #afba1846
 def _windows(video, name, sampler, k, stride, lead):
@@ -369,17 +371,15 @@ def watch(
     sampler: str = 'entropy',
     k: int = 8,              # frames a window
     stride: float = 1.,      # seconds between windows
-    context: float = None,   # seconds at a window's start that it sees and does not speak for; `1 - lead` when absent
-    lead: float = 0.,        # seconds before a window that are shown with it, as the model was trained
+    lead: float = 0.,        # seconds before a window that are shown with it
     batch: int = 8,          # windows that are answered at once
     turn=nullcontext(),      # held while the model works
 ) -> Windows:
     "Answer about every window, in one pass over the video."
     memory, starts, said, windows = {}, [], [], _windows(video, video.info.path, sampler, k, stride, lead)
-    context = max(1 - lead, 0.) if context is None else context
     with progress(None, 'analyzing', len(window_starts(video.info.duration, stride))) as bar:
         for some, answers in answer_batches(loaded, windows, taxonomy, batch=batch, turn=turn, memory=memory):
             said += answers; starts += [e.start for e in some]; bar.update(len(some))
     if not said: raise BadInput('shows no five seconds without a gap', video.info.path, 'give a recording with all of its frames')
     p = np.array([[x.probabilities[n] for n in taxonomy.names] for x in said])
-    return Windows(taxonomy, video.info.duration, np.array(starts), p, said[-1].next_probabilities, context)
+    return Windows(taxonomy, video.info.duration, np.array(starts), p, said[-1].next_probabilities)
