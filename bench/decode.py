@@ -5,11 +5,12 @@
 On a GPU: Qwen2.5-VL-3B's architecture with random weights (they cost the same as trained ones; TOKENIZER is a folder
 with the real tokenizer), or any checkpoint. On a CPU without a checkpoint: `twin`, a dry run that bounds nothing.
 
-8 pictures of 336x336 a clip. Stock is what transformers and peft do with an NF4 model and its adapter: 60 new tokens,
-the vision tower as it comes. `ours` answers with the same model, and with one in the card's own number format, which is
-what the adapter costs once it is merged; as in an evaluation, the next batch is made ready while the model works. Preparing
-the pictures and reading the answer are in every time; a row's first batch warms up and is not counted. `prompt` is one pass over the prompt, with the vision tower as we run it:
-what would be left if an answer cost nothing. The exit code is 1 when a bound does not hold.
+8 pictures of 336x336 a clip. Stock is what transformers and peft do with an NF4 model and its adapter: 60 new tokens, the
+vision tower and attention as they come. `ours` answers with the same model, and with one in the card's own number format,
+which is what the adapter costs once it is merged; as in an evaluation, the next batch is made ready while the model works.
+Preparing the pictures and reading the answer are in every time; a row's first batch warms up and is not counted. `prompt`
+is one pass over the prompt as we run it: what would be left if an answer cost nothing. The exit code is 1 when a bound does
+not hold.
 """
 import argparse, gc, platform, statistics, sys, tempfile, time
 from importlib.metadata import version
@@ -21,7 +22,7 @@ import torch
 
 from sampling import bound, failed, table
 from train import full_size
-from vlmtemporal.backbones import compute_dtype, load_model
+from vlmtemporal.backbones import ATTENTION, compute_dtype, load_model
 from vlmtemporal.decode import answer_batches, model_inputs
 from vlmtemporal.operations import LOGISTICS
 from vlmtemporal.shards import Example
@@ -44,7 +45,7 @@ def with_adapter(loaded):
 
 
 def stock(loaded, batch):
-    x = model_inputs(loaded, batch, LOGISTICS).to(loaded.model.device)
+    x = model_inputs(loaded, batch, LOGISTICS, 'left').to(loaded.model.device)
     length = dict(min_new_tokens=TOKENS, max_new_tokens=TOKENS)
     with torch.no_grad(): out = loaded.model.generate(**x, do_sample=False, **length)
     assert out.shape[1] == x['input_ids'].shape[1] + TOKENS
@@ -84,6 +85,7 @@ def main():
     for kind, answers in (('nf4, adapter beside', (stock, ours, prompt)), (f'{own}, adapter merged', (ours, prompt))):
         loaded = with_adapter(load_model(model)) if kind.startswith('nf4') else load_model(model, quantize=False)
         for answer in answers:
+            loaded.model.config.text_config._attn_implementation = 'sdpa' if answer is stock else ATTENTION
             for size in BATCHES:
                 times, peak = measure(answer, loaded, some, size); second = statistics.median(times)
                 faster = base.setdefault(size, second)/second

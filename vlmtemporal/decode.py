@@ -136,6 +136,11 @@ def _base(loaded: Loaded):
     "The model below an adapter."
     return loaded.model.get_base_model() if hasattr(loaded.model, 'get_base_model') else loaded.model
 
+def _kept() -> str:
+    "The name under which transformers takes and gives the keys and values of earlier tokens; another one from 5.24 on."
+    from transformers.modeling_outputs import BaseModelOutputWithPast
+    return 'cache' if 'cache' in BaseModelOutputWithPast.__dataclass_fields__ else 'past_key_values'
+
 def _positions(loaded: Loaded, inputs):
     "Positions of a prompt's tokens, (3, B, L) or (B, L), and of the token after it, (B,)."
     model = _base(loaded).model
@@ -164,8 +169,8 @@ class _Trees:
         call = dict(input_ids=ids.flatten(1), attention_mask=sees[:, None], position_ids=at)
         if self.cache is None: call = self._with_prompt(**call)
         keep = W*n - skip # nothing is asked in the skeleton
-        with torch.no_grad(): out = self.model(**call, past_key_values=self.cache, use_cache=True, logits_to_keep=keep)
-        self.blank, self.cache, logits = blank, out.past_key_values, out.logits[:, -keep:]
+        with torch.no_grad(): out = self.model(**call, **{_kept(): self.cache}, use_cache=True, logits_to_keep=keep)
+        self.blank, self.cache, logits = blank, getattr(out, _kept()), out.logits[:, -keep:]
         total = torch.stack([row.float().logsumexp(-1) for row in logits]) # row by row: the vocabulary is large
         node = (blank.node + n*torch.arange(W, device=ids.device)[:, None, None] - skip).clamp(min=0) # (W, C, D)
         return ((logits[:, node, blank.token].float() - total[:, node])*blank.used).sum(-1)
@@ -202,7 +207,7 @@ class _Rows:
         import torch
         self.torch, self.model, self.written = torch, loaded.model, [[first]]
         with torch.no_grad(): out = self.model(**inputs.to(loaded.model.device), use_cache=True, logits_to_keep=1)
-        self.cache = out.past_key_values
+        self.cache = getattr(out, _kept())
     def ask(self, blank: _Blank):
         self.blank, some = blank, [blank.paths[i:i + 32] for i in range(0, len(blank.paths), 32)]
         score = lambda written: self.torch.cat([self._score(written, paths) for paths in some])
@@ -211,7 +216,7 @@ class _Rows:
         longest = max(map(len, paths)); rows = [written + p + [0]*(longest - len(p)) for p in paths]
         cache = copy.deepcopy(self.cache); cache.batch_repeat_interleave(len(paths))
         ids = self.torch.tensor(rows, device=self.model.device)
-        with self.torch.no_grad(): logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True).logits
+        with self.torch.no_grad(): logits = self.model(input_ids=ids, **{_kept(): cache}, use_cache=True).logits
         log_p = logits[:, len(written) - 1:].float().log_softmax(-1)
         return self.torch.stack([row[range(len(p)), p].sum() for row, p in zip(log_p, paths)])
     def take(self, choice):

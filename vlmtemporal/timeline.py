@@ -288,17 +288,17 @@ def fit_reading(
     grammar: Grammar,
     score: Callable,                   # of all timelines, lists of segments in the sessions' order: (M,) measures, 0 to 1
     grid: Iterable[float] = (.25, .5, .75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16),
-    slack: float = .005,               # of the measures' mean
+    slack: float = .005,               # a difference that counts for none
 ) -> tuple[int, float]:                # rounds of sharpening, weight of `hsmm_timeline`
-    """The rounds with the best mean, and the largest weight within `slack` of it, for what is seen counts first, that leaves no
-    measure below that of the plain windows; where none does, the largest."""
+    """The fewest rounds, then the largest weight, of the ways whose mean is within `slack` of the best; those that leave a measure
+    more than `slack` below that of the plain windows only where all do."""
     measure = lambda lines: np.nan_to_num(score([x.segments for x in lines]))
     plain = measure([raw_timeline(x, grammar.taxonomy, len(x)*STEP) for x in rows[1]])
     of = lambda n, w: measure([hsmm_timeline(x, grammar, len(x)*STEP, weight=w) for x in rows[n]])
     ways = [(n, w) for n in sorted(rows) for w in sorted(grid)]
-    found = {way: of(*way) for way in progress(ways, 'fitting the timeline')}; best = max(found, key=lambda way: found[way].mean())
-    near = [w for n, w in ways if n == best[0] and found[n, w].mean() >= found[best].mean() - slack]
-    return best[0], max([w for w in near if (found[best[0], w] >= plain - 1e-9).all()] or near)
+    found = {way: of(*way) for way in progress(ways, 'fitting the timeline')}; best = max(x.mean() for x in found.values())
+    near = [way for way in ways if found[way].mean() >= best - slack]
+    return max([way for way in near if (found[way] >= plain - slack - 1e-9).all()] or near, key=lambda way: (-way[0], way[1]))
 
 # %% ../nbs/03b_timeline.ipynb #5a290fd6
 @dataclass(frozen=True)
