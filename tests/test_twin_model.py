@@ -36,8 +36,8 @@ def test_files_are_the_recipes():
 
 def test_results_are_the_shipped_files():
     place = twin_checkpoint(); hashes = {k: file_hash(place/k) for k in ('model.safetensors', 'adapter/adapter_model.safetensors')}
-    for seed in EVALUATED:
-        said = read_json(place/'results'/f'{seed}.json.gz')['provenance']
+    for name in (*EVALUATED, 'free-101'):
+        said = read_json(place/'results'/f'{name}.json.gz')['provenance']
         assert said['model']['weights'] == {'model.safetensors': hashes['model.safetensors']}
         assert said['adapters'] == {'twin': hashes['adapter/adapter_model.safetensors']}
         assert said['training']['twin']['calibration'] == read_json(place/'adapter'/'calibration.json')
