@@ -1,5 +1,5 @@
 "Real and broken sources, and own ones with known content; those that need real data are skipped where it is absent."
-import subprocess, threading, warnings
+import subprocess, sys, threading, warnings
 
 import cv2
 import numpy as np
@@ -231,3 +231,10 @@ def test_scores_are_kept_by_content(drawn, tmp_path, monkeypatch):
     assert (score_video(open_video(drawn), ('flow',), cache=kept)['flow'] == first['flow']).all()
     normalise(drawn, copy, size=(96, 64), roi=(0, 0, .5, 1)) # another content under the old name
     assert (score_video(open_video(copy), ('entropy',), cache=kept)['entropy'] != first['entropy']).any()
+
+
+def test_a_process_may_end_in_the_middle_of_a_pass(video):
+    "Its decoding thread is let go first; Python would abort the process otherwise."
+    program = f'from vlmtemporal.video import open_video; blocks = open_video({str(video)!r}).blocks(); next(blocks); raise SystemExit(3)'
+    for _ in range(3):
+        r = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True); assert (r.returncode, r.stderr) == (3, '')

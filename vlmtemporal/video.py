@@ -7,7 +7,7 @@ __all__ = ['JST', 'VideoInfo', 'Video', 'scaled', 'parse_stamp', 'stamp', 'Frame
            'iter_frames', 'contact_sheet', 'ffmpeg', 'write_video', 'crop', 'check_roi', 'normalise']
 
 # %% ../nbs/00b_video.ipynb #c9957815
-import hashlib, os, queue, re, shutil, subprocess, sys, tempfile, threading, time, warnings
+import atexit, hashlib, os, queue, re, shutil, subprocess, sys, tempfile, threading, time, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -119,23 +119,33 @@ def _within(seconds, path, work, *args):
 def _ahead(items, seconds, path, depth, beat=(0.,)):
     "The items of a generator, made by a thread that stays up to `depth` of them ahead; at 0 it works while waited for."
     ready, wanted, over = queue.SimpleQueue(), threading.Semaphore(depth), threading.Event()
+    def stop(): over.set(); wanted.release()
     def run():
         try:
             while wanted.acquire() and not over.is_set(): ready.put((next(items, None), None))
         except BaseException as e: ready.put((None, e))
+        finally: _working.pop(thread)
     def get():
         while True:
             try: return ready.get(timeout=seconds)
             except queue.Empty: # frames may pass long before something is found in them: `beat` tells when one did
                 if time.monotonic() - beat[0] >= seconds: raise _gave_up(path, seconds) from None
-    threading.Thread(target=run, daemon=True).start()
+    thread = threading.Thread(target=run, daemon=True); _working[thread] = stop; thread.start()
     try:
         while True:
             wanted.release(); item, error = get()
             if error: raise error
             if item is None: return
             yield item
-    finally: over.set(); wanted.release()
+    finally: stop()
+
+_working = {} # threads of `_ahead` -> what stops them
+
+@atexit.register
+def _finish():
+    "Let them finish their picture: a thread that Python ends inside a C++ library aborts the whole process."
+    for stop in [*_working.values()]: stop()
+    for thread in [*_working]: thread.join(2)
 
 # %% ../nbs/00b_video.ipynb #e179c6c3
 @contextmanager
