@@ -181,7 +181,7 @@ def test_no_result_without_provenance(field, result):
 def windows_of(g, session, taxonomy=LOGISTICS):
     "What a model that knows little says about a session."
     starts = np.arange(0, session.segments[-1].end - 5, 2.); p = g.dirichlet(np.ones(len(NAMES)), len(starts))
-    return Windows.from_dict(Windows(taxonomy, session.segments[-1].end, starts, p, dict(zip(NAMES, p[-1])), 1.).to_dict(), taxonomy)
+    return Windows.from_dict(Windows(taxonomy, session.segments[-1].end, starts, p, dict(zip(NAMES, p[-1]))).to_dict(), taxonomy)
 
 
 @pytest.fixture(scope='module')
