@@ -12,6 +12,7 @@ __all__ = ['OVERLAPS', 'TOLERANCES', 'DETECTION', 'tiou', 'clip_scores', 'bootst
 
 # %% ../nbs/03c_metrics.ipynb #3de76082
 from dataclasses import dataclass
+from functools import cached_property
 from math import comb, nan
 
 import numpy as np
@@ -56,9 +57,9 @@ def _resample(statistic, groups, seed, n):
     "The statistic of all items, then of `n` draws of whole groups; of items, where there is one group."
     where = {}
     for i, g in enumerate(groups): where.setdefault(g, []).append(i)
-    units = list(where.values()) if len(where) > 1 else [[i] for i in range(len(groups))]
+    units = [np.array(unit) for unit in where.values()] if len(where) > 1 else range(len(groups))
     draws = rng(seed, 'bootstrap').integers(0, len(units), (n, len(units))) if len(units) > 1 else ()
-    picked = (np.concatenate([units[j] for j in draw]) for draw in draws)
+    picked = (np.concatenate([units[j] for j in draw]) for draw in draws) if len(where) > 1 else draws
     found = [statistic(at) for at in (np.arange(len(groups)), *picked)]
     return found if isinstance(found[0], dict) else [{None: x} for x in found]
 
@@ -183,10 +184,14 @@ class Judgement:
     ahead: np.ndarray             # bool (n,): only for AA@1 strict
     taxonomy: Taxonomy
     probabilities: np.ndarray | None = None # (n, C); a row of NaN is no answer
-    def _reliability(self, at) -> Reliability:
-        p = self.probabilities[at]; none = np.isnan(p).any(1); p = np.where(none[:, None], 0, p)
-        right = (p.argmax(1) == self.true[at]) & ~none
-        return reliability(np.where(none, 1, p.max(1)), right)
+    @cached_property
+    def _sure(self) -> tuple:
+        "Of each clip: confidence, whether it is right, Brier score (n,) each; no answer counts as sure and wrong."
+        p = self.probabilities; none = np.isnan(p).any(1); shown = np.where(none[:, None], 0, p)
+        return np.where(none, 1, shown.max(1)), (shown.argmax(1) == self.true) & ~none, brier_scores(p, self.true)
+    @cached_property
+    def _scores(self) -> np.ndarray: return np.stack([*self.scores.values()]) # (metrics, n)
+    def _reliability(self, at) -> Reliability: return reliability(*(x[at] for x in self._sure[:2]))
     @property
     def reliability(self) -> Reliability: return self._reliability(np.flatnonzero(~self.ahead))
     def metrics(self,
@@ -198,14 +203,15 @@ class Judgement:
         mean = lambda x: float(x.mean()) if len(x) else nan
         table, off = _table(self.true[seen], self.predicted[seen], len(self.taxonomy)), self.errors[seen]
         inner = off[~np.isnan(off)]
-        out = {k: mean(v[seen]) for k, v in self.scores.items()}
+        means = self._scores.take(seen, 1).mean(1).tolist() if len(seen) else [nan]*len(self.scores)
+        out = dict(zip(self.scores, means))
         if self.ahead.any(): out['AA@1 strict'] = mean(self.scores['AA@1'][ahead])
         out |= {'macro F1': macro_f1(table), 'class-mean recall': class_mean_recall(table),
                 'boundary error': float(np.median(inner)) if len(inner) else nan,
                 'parse failures': mean(self.predicted[seen] == len(self.taxonomy))}
         if self.probabilities is None: return out
         return out | {'ECE': self._reliability(seen).ece,
-                      'Brier': mean(brier_scores(self.probabilities[seen], self.true[seen]))}
+                      'Brier': mean(self._sure[2][seen])}
 
 # %% ../nbs/03c_metrics.ipynb #022452a9
 def judge(
