@@ -1,5 +1,6 @@
 # make demo    the main job, end to end, on this machine
-# make test    every notebook and every test
+# make test    lint, every notebook and every test
+# make lint    ruff on modules, tests, benches, tools and notebooks; mypy on the modules
 # make setup   only the environment; the others call it by themselves
 
 PYTHON ?= python3
@@ -12,11 +13,11 @@ NOTEBOOKS := $(sort $(wildcard nbs/*.ipynb))
 # threads that wait should sleep: where something else runs, they are in its way
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test export notebooks readme bench
+.PHONY: setup demo lint test export notebooks readme bench
 setup: $(STAMP)
 
 $(STAMP): settings.ini setup.py
-	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "vlmtemporal needs Python 3.10 or newer, this is " + sys.version.split()[0] + ": say make PYTHON=/path/to/python3 $(MAKECMDGOALS)")'
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "vlmtemporal needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": say make PYTHON=/path/to/python3 $(MAKECMDGOALS)")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $(STAMP)
@@ -24,7 +25,11 @@ $(STAMP): settings.ini setup.py
 demo: setup
 	$(BIN)/vlmtemporal demo $(OUT)
 
-test: setup
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+test: lint
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal tests
 
@@ -37,7 +42,7 @@ notebooks: setup                 # run every notebook top to bottom and keep wha
 	$(MAKE) export readme
 
 readme: setup                    # README.md is nbs/index.ipynb as Markdown
-	$(BIN)/python tests/readme.py > README.md
+	$(BIN)/python tools/readme.py > README.md
 
 bench: setup
 	$(BIN)/python bench/sampling.py

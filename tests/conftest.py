@@ -23,7 +23,8 @@ def video(mock): return next(mock.glob('U0108/kinect/color-masked/videos/S0100/*
 def shared(root):
     "Real data for tests; no test needs it to pass."
     folder = root.parent/'shared'
-    if not (folder/'openpack-sample').is_dir(): pytest.skip('the OpenPack sample and the broken videos are not on this machine')
+    if not (folder/'openpack-sample').is_dir():
+        pytest.skip('the OpenPack sample and the broken videos are not on this machine')
     return folder
 
 
@@ -32,7 +33,8 @@ def cli():
     "Run `vlmtemporal` in its own process: (exit code, stdout, stderr)."
     def run(*args, **kwargs):
         command = [str(Path(sys.executable).parent/'vlmtemporal'), *map(str, args)]
-        r = subprocess.run(command, capture_output=True, text=True, timeout=600, env={**os.environ, 'NO_COLOR': '1'}, **kwargs)
+        env = {**os.environ, 'NO_COLOR': '1'}
+        r = subprocess.run(command, capture_output=True, text=True, timeout=600, env=env, **kwargs)
         return r.returncode, r.stdout, r.stderr
     return run
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import pad
 
 from vlmtemporal import decode
-from vlmtemporal.backbones import load_model
+from vlmtemporal.loading import load_model
 from vlmtemporal.basics import BadInput, VLMTemporalError, VLMTemporalWarning
 from vlmtemporal.clips import Answer
 from vlmtemporal.decode import answer_batches, constrained, generate, model_inputs
@@ -18,11 +18,13 @@ from vlmtemporal.prompts import ANSWER, answer_text, parse_answer
 from vlmtemporal.shards import Example, find_split
 
 NAMES = LOGISTICS.names
+SLACK = 1e-3 # of log-probabilities that came in another batch: rounding, on any processor
 
 
 def clip(seed, k=1, n=125, indices=None):
     "A clip of noise."
-    g = np.random.default_rng(seed); k = min(k, n)
+    g = np.random.default_rng(seed)
+    k = min(k, n)
     frames, some = g.integers(0, 255, (k, 112, 112, 3), dtype=np.uint8), np.sort(g.choice(n, k, replace=False))
     return Example(str(seed), frames, some if indices is None else np.array(indices), None, 's', 0., n)
 
@@ -37,22 +39,26 @@ def digits(loaded):
 
 
 @pytest.fixture(scope='module')
-def twin(): return load_model('twin', quantize=False)
+def tiny(): return load_model('tiny', quantize=False)
 
 
 @pytest.fixture(scope='module')
-def spelt(): return digits(load_model('twin', quantize=False))
+def spelt(): return digits(load_model('tiny', quantize=False))
 
 
-def tiny(seed=0):
+def smaller(seed=0):
     "A smaller model yet, with random weights."
     from transformers import Qwen2_5_VLForConditionalGeneration
-    loaded = load_model('twin', quantize=False); config = deepcopy(loaded.model.config)
+    loaded = load_model('tiny', quantize=False)
+    config = deepcopy(loaded.model.config)
     text, vision = config.text_config, config.vision_config
-    vars(text).update(hidden_size=128, intermediate_size=256, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=3, layer_types=['full_attention']*3)
+    vars(text).update(hidden_size=128, intermediate_size=256, num_attention_heads=4, num_key_value_heads=2,
+                      num_hidden_layers=3, layer_types=['full_attention']*3)
     vars(vision).update(depth=1, hidden_size=64, intermediate_size=128, out_hidden_size=128, num_heads=2)
     vision.fullatt_block_indexes, text.rope_parameters['mrope_section'] = [0], [4, 6, 6]
-    with torch.random.fork_rng(): torch.manual_seed(seed); model = Qwen2_5_VLForConditionalGeneration(config)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Qwen2_5_VLForConditionalGeneration(config)
     return replace(loaded, model=model.eval())
 
 
@@ -67,17 +73,24 @@ def follow(x, ids):
 @pytest.fixture(scope='module')
 def taught():
     "A model that has learnt the form, and something of which operation goes with a frame's number."
-    loaded, g = tiny(), np.random.default_rng(0); model, tokenizer = loaded.model, loaded.processor.tokenizer
-    model.model.visual.requires_grad_(False); weights = [p for p in model.parameters() if p.requires_grad]
+    loaded, g = smaller(), np.random.default_rng(0)
+    model, tokenizer = loaded.model, loaded.processor.tokenizer
+    model.model.visual.requires_grad_(False)
+    weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, betas=(.9, .95))
     for step in range(100):
-        optimizer.param_groups[0]['lr'] = 3e-3*min(1, (step + 1)/10); c = g.integers(0, 4, 8)
+        optimizer.param_groups[0]['lr'] = 3e-3*min(1, (step + 1)/10)
+        c = g.integers(0, 4, 8)
         frames = [(int(9*k + g.integers(3)), int(100 + 5*k + g.integers(3))) for k in c]
         texts = [answer_text(Answer(NAMES[k], *f, NAMES[k + 1])) + '<|im_end|>' for k, f in zip(c, frames)]
         x = model_inputs(loaded, [clip(100*step + i, indices=[40*k]) for i, k in enumerate(c)], LOGISTICS)
-        ids = torch.tensor(tokenizer(texts)['input_ids']); labels = pad(ids, (x['input_ids'].shape[1], 0), value=-100)
+        ids = torch.tensor(tokenizer(texts)['input_ids'])
+        labels = pad(ids, (x['input_ids'].shape[1], 0), value=-100)
         loss = model(**follow(x, ids), labels=labels).loss
-        optimizer.zero_grad(); loss.backward(); torch.nn.utils.clip_grad_norm_(weights, 1.); optimizer.step()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.)
+        optimizer.step()
     return loaded
 
 
@@ -89,27 +102,31 @@ def after(loaded, example, text):
 
 
 def token(loaded, text):
-    (id,) = loaded.processor.tokenizer(text)['input_ids']; return id
+    (id,) = loaded.processor.tokenizer(text)['input_ids']
+    return id
 
 
 def span(loaded, example, answer):
     "Log-probability of an answer's start and end."
-    before, start, end = ANSWER[0] + answer.dominant_operation + ANSWER[1], *map(str, (answer.start_frame, answer.end_frame))
+    before = ANSWER[0] + answer.dominant_operation + ANSWER[1]
+    start, end = str(answer.start_frame), str(answer.end_frame)
     p, q = after(loaded, example, before), after(loaded, example, before + start + ANSWER[2])
     return float(p[token(loaded, start)] + q[token(loaded, end)])
 
 
-def words(p): return replace(p.answer, confidence=0.)
+def words(p): return p.answer and replace(p.answer, confidence=0.)
 
 
-def test_valid_a_thousand_times(twin, spelt):
+def test_valid_a_thousand_times(tiny, spelt):
     g, spans = np.random.default_rng(0), []
-    for loaded, batches in ((twin, 8), (spelt, 2), (tiny(1), 30), (tiny(2), 30), (tiny(3), 30)):
+    models = ((tiny, 8), (spelt, 2), (smaller(1), 30), (smaller(2), 30), (smaller(3), 30))
+    for loaded, batches in models:
         for b in range(batches):
             taxonomy = (LOGISTICS, OPENPACK)[b % 2]
             batch = [clip(10*b + i, 1 + i % 2, int(g.choice([2, 3, 12, 61, 125]))) for i in range(10)]
             for e, p in zip(batch, constrained(loaded, batch, taxonomy), strict=True):
-                a = p.answer; spans.append((a.start_frame, a.end_frame))
+                a = p.answer
+                spans.append((a.start_frame, a.end_frame))
                 assert p.key == e.key and {a.dominant_operation, a.anticipated_next_operation} <= set(taxonomy.names)
                 assert 0 <= a.start_frame < a.end_frame < e.n_frames
                 assert a.confidence == p.probabilities[a.dominant_operation] == max(p.probabilities.values())
@@ -122,46 +139,55 @@ def test_valid_a_thousand_times(twin, spelt):
 
 def test_agrees_with_free_text_where_that_is_the_most_likely(shards):
     "Of a trained model, on clips of the mock data: the adapter that ships."
-    loaded, test = load_model('twin', 'twin', merge=True), find_split(shards, 'test'); clips, agreed = [test[i] for i in range(len(test))], []
-    run = lambda decoder, **kw: [p for i in range(0, len(clips), 12) for p in decoder(loaded, clips[i:i + 12], LOGISTICS, **kw)]
+    loaded, test = load_model('tiny', 'tiny', merge=True), find_split(shards, 'test')
+    clips, agreed = [test[i] for i in range(len(test))], []
+    def run(decoder, **options):
+        batches = [clips[i:i + 12] for i in range(0, len(clips), 12)]
+        return [p for batch in batches for p in decoder(loaded, batch, LOGISTICS, **options)]
     names = [token(loaded, n) for n in LOGISTICS.names]
-    for e, free, one, two in zip(clips, run(generate, max_new_tokens=60), run(constrained, ways=1), run(constrained)):
-        a = free.answer; whole = free.parsed_by == 'json' and None not in (a.start_frame, a.anticipated_next_operation)
+    texts, one_beam, two_beams = run(generate, max_new_tokens=60), run(constrained, beams=1), run(constrained)
+    for e, free, one, two in zip(clips, texts, one_beam, two_beams):
+        a = free.answer
+        whole = free.parsed_by == 'json' and None not in (a.start_frame, a.anticipated_next_operation)
         if not whole or a.start_frame == a.end_frame: continue
-        best = lambda text: LOGISTICS.names[int(after(loaded, e, text)[names].argmax())]
+        def best(text, e=e): return LOGISTICS.names[int(after(loaded, e, text)[names].argmax())]
         if best(ANSWER[0]) != a.dominant_operation: continue
         last = a.anticipated_next_operation
         if best(answer_text(a).removesuffix(last + ANSWER[-1])) != last: continue
         assert words(one) == a, 'the likeliest start and its likeliest end are what greedy generation writes'
         if words(two) != a: # only for a likelier pair of frames
             assert two.answer.dominant_operation == a.dominant_operation
-            assert span(loaded, e, two.answer) > span(loaded, e, a)
+            assert span(loaded, e, two.answer) > span(loaded, e, a) - SLACK
         agreed.append(a)
     assert len(agreed) >= .8*len(clips) and len(set(agreed)) >= 10, f'{len(agreed)} clips are too few to show anything'
 
 
 def test_the_likeliest_pair_of_frames(taught):
     "Following every start is the search over all pairs; following two is never worse than following one."
-    e = clip(7, n=30); best = constrained(taught, [e], LOGISTICS, ways=29)[0].answer
-    before = ANSWER[0] + best.dominant_operation + ANSWER[1]; starts = after(taught, e, before); pairs = {}
+    e = clip(7, n=30)
+    best = constrained(taught, [e], LOGISTICS, beams=29)[0].answer
+    before = ANSWER[0] + best.dominant_operation + ANSWER[1]
+    starts = after(taught, e, before)
+    pairs = {}
     for s in range(29):
         ends = after(taught, e, f'{before}{s}{ANSWER[2]}')
         for t in range(s + 1, 30): pairs[s, t] = float(starts[token(taught, str(s))] + ends[token(taught, str(t))])
-    assert (best.start_frame, best.end_frame) == max(pairs, key=pairs.get)
-    one, two = (constrained(taught, [e], LOGISTICS, ways=w)[0].answer for w in (1, 2))
-    assert pairs[one.start_frame, one.end_frame] <= pairs[two.start_frame, two.end_frame] <= max(pairs.values())
+    assert pairs[best.start_frame, best.end_frame] > max(pairs.values()) - SLACK
+    one, two = (constrained(taught, [e], LOGISTICS, beams=w)[0].answer for w in (1, 2))
+    assert pairs[one.start_frame, one.end_frame] < pairs[two.start_frame, two.end_frame] + SLACK
 
 
-@pytest.mark.parametrize('kind', ['twin', 'spelt'])
+@pytest.mark.parametrize('kind', ['tiny', 'spelt'])
 def test_a_batch_is_its_clips(kind, request):
     loaded = request.getfixturevalue(kind)
     clips = [clip(i, k, n) for i, (k, n) in enumerate([(8, 125), (1, 125), (3, 17), (5, 125), (1, 2), (2, 101)])]
     assert len(set(model_inputs(loaded, clips, LOGISTICS)['attention_mask'].sum(1).tolist())) >= 5
-    batch, single = constrained(loaded, clips, LOGISTICS), [constrained(loaded, [e], LOGISTICS)[0] for e in clips]
+    batch = constrained(loaded, clips, LOGISTICS)
+    single = [constrained(loaded, [e], LOGISTICS)[0] for e in clips]
     assert [words(p) for p in batch] == [words(p) for p in single] and [p.key for p in batch] == [e.key for e in clips]
     for kind in ('probabilities', 'next_probabilities'):
         p, q = (np.array([list(getattr(p, kind).values()) for p in x]) for x in (batch, single))
-        assert np.allclose(p, q, atol=1e-3)
+        assert np.allclose(p, q, atol=SLACK)
 
 
 def test_a_batch_of_free_text_is_its_clips(taught):
@@ -173,42 +199,49 @@ def test_a_batch_of_free_text_is_its_clips(taught):
 
 def test_a_model_that_is_deaf_to_masks_answers_the_same(taught):
     "It is noticed, and asked by ordinary calls."
-    deaf = tiny(); deaf.model.load_state_dict(taught.model.state_dict()); hears = deaf.model.forward
+    deaf = smaller()
+    deaf.model.load_state_dict(taught.model.state_dict())
+    hears = deaf.model.forward
     def forward(*args, attention_mask=None, **kwargs):
         flat = attention_mask is not None and attention_mask.ndim == 2
         return hears(*args, attention_mask=attention_mask if flat else None, **kwargs)
-    deaf.model.forward = forward; clips = [clip(i, k) for i, k in enumerate([1, 3])]
+    deaf.model.forward = forward
+    clips = [clip(i, k) for i, k in enumerate([1, 3])]
     with pytest.warns(VLMTemporalWarning, match='mask'): slow = constrained(deaf, clips, LOGISTICS)
     fast = constrained(taught, clips, LOGISTICS)
     assert [words(p) for p in slow] == [words(p) for p in fast]
-    p, q = ([list(p.probabilities.values()) for p in x] for x in (slow, fast)); assert np.allclose(p, q, atol=1e-4)
+    p, q = ([list(p.probabilities.values()) for p in x] for x in (slow, fast))
+    assert np.allclose(p, q, atol=SLACK)
 
 
 def test_numbers_that_are_none_are_an_error():
-    broken = tiny(); broken.model.model.language_model.norm.weight.data[0] = torch.nan
+    broken = smaller()
+    broken.model.model.language_model.norm.weight.data[0] = torch.nan
     with pytest.raises(VLMTemporalError, match='not finite'): constrained(broken, [clip(0)], LOGISTICS)
 
 
-@pytest.mark.parametrize('which', ['twin', 'digits', 'qwen'])
-def test_what_is_fed_is_the_answer_as_it_is_taught(which, twin, spelt, request):
+@pytest.mark.parametrize('which', ['tiny', 'digits', 'qwen'])
+def test_what_is_fed_is_the_answer_as_it_is_taught(which, tiny, spelt, request):
     if which == 'qwen':
         from transformers import PreTrainedTokenizerFast
         path = request.getfixturevalue('shared')/'qwen2.5-tokenizer'/'tokenizer.json'
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path))
-    else: tokenizer = dict(twin=twin, digits=spelt)[which].processor.tokenizer
+    else: tokenizer = dict(tiny=tiny, digits=spelt)[which].processor.tokenizer
     g = np.random.default_rng(0)
     for taxonomy in TAXONOMIES.values():
-        first, form = decode._form(tokenizer, taxonomy.names, 125)
+        first, slots = decode._template(tokenizer, taxonomy.names, 125)
         for _ in range(300):
-            a, s, t, z = choice = [int(g.integers(len(b.paths))) for b in form]; fed = [first]
-            for b, c in zip(form, choice): fed = fed + b.chain + b.paths[c]
+            a, s, t, z = choice = [int(g.integers(len(slot.paths))) for slot in slots]
+            fed = [first]
+            for slot, c in zip(slots, choice): fed = fed + slot.prefix + slot.paths[c]
             whole = tokenizer(answer_text(Answer(taxonomy.names[a], s, t + 1, taxonomy.names[z])))['input_ids']
             assert fed == whole[:len(fed)] and tokenizer.decode(whole[len(fed):]) in ('"}', '}')
 
 
 PIECES = [
-    *NAMES, *OPENPACK.names, 'tape', 'Tapes', 'repack', 'Juggling', 'wrap\u0130', '{', '}', '[', ']', ':', ',', '"', "'",
-    '\\', '\n', ' ', '```', '```json\n', '\n```', '{"dominant_operation": "', 'dominant_operation', '"temporal_segment": ',
+    *NAMES, *OPENPACK.names, 'tape', 'Tapes', 'repack', 'Juggling', 'wrap\u0130',
+    '{', '}', '[', ']', ':', ',', '"', "'", '\\', '\n', ' ', '```', '```json\n', '\n```',
+    '{"dominant_operation": "', 'dominant_operation', '"temporal_segment": ',
     '{"start_frame": ', '"end_frame": ', '"anticipated_next_operation": ', '"confidence": ', 'null', 'true', 'NaN',
     'Infinity', '-Infinity', '1e999', '-1', '3.7', '0', '12', '124', '125', '9'*5000, '\x00', '\ud800', '\u202e',
     '\\u0054ape', '{'*300, '['*2000]
@@ -228,16 +261,18 @@ def fuzzed(g):
     for _ in range(g.integers(1, 6) if kind > 1 else 0):
         at, to = sorted(g.integers(0, len(text) + 1, 2))
         text = text[:at] + piece() + text[at if g.integers(2) else to:]
-    said = (text, f'Sure! ```json\n{text}\n``` {piece()}', f'I think {text} fits. {piece()}')
-    return said[g.choice(3, p=(.6, .2, .2))]
+    texts = (text, f'Sure! ```json\n{text}\n``` {piece()}', f'I think {text} fits. {piece()}')
+    return texts[g.choice(3, p=(.6, .2, .2))]
 
 
 def test_parser_under_fuzz():
     g, seen = np.random.default_rng(0), {}
     for i in range(20000):
         text, taxonomy, n = fuzzed(g), (LOGISTICS, OPENPACK)[i % 2], (125, 61)[i % 3 == 0]
-        parsed = parse_answer(text, taxonomy, n); a, stage = parsed.answer, parsed.stage
-        seen[stage] = seen.get(stage, 0) + 1; assert (a is None) == (stage == 'none')
+        parsed = parse_answer(text, taxonomy, n)
+        a, stage = parsed.answer, parsed.stage
+        seen[stage] = seen.get(stage, 0) + 1
+        assert (a is None) == (stage == 'none')
         if a is None: continue
         for name in filter(None, (a.dominant_operation, a.anticipated_next_operation)):
             assert name in taxonomy.names and (name.casefold() in text.casefold() or '\\u' in text), (text, a)
@@ -249,28 +284,41 @@ def test_parser_under_fuzz():
 
 
 # ---- the next batch is made ready meanwhile --------------------------------------------------------------------------
-def answers(loaded, clips, **options): return [p for _, said in answer_batches(loaded, clips, LOGISTICS, **options) for p in said]
+def answers(loaded, clips, **options):
+    return [p for _, some in answer_batches(loaded, clips, LOGISTICS, **options) for p in some]
 
 
 @pytest.mark.parametrize('decoder', ['constrained', 'generate'])
 def test_ahead_of_the_model_the_answers_are_the_same(taught, decoder):
-    clips = [clip(i, 1 + i % 3, indices=None) for i in range(11)]; plain = []
+    clips = [clip(i, 1 + i % 3, indices=None) for i in range(11)]
+    plain = []
     for i in range(0, 11, 3): plain += decode.DECODERS[decoder](taught, clips[i:i + 3], LOGISTICS)
-    for found in (answers(taught, clips, decoder=decoder, batch=3), answers(taught, iter(clips), decoder=decoder, batch=3)):
-        assert [(p.key, p.answer, p.probabilities, p.text) for p in found] == [(p.key, p.answer, p.probabilities, p.text) for p in plain]
+    for given in (clips, iter(clips)):
+        found = answers(taught, given, decoder=decoder, batch=3)
+        assert [(p.key, words(p), p.text) for p in found] == [(p.key, words(p), p.text) for p in plain]
+        for p, q in zip(found, plain):
+            assert list(p.probabilities) == list(q.probabilities)
+            assert np.allclose(list(p.probabilities.values()), list(q.probabilities.values()), atol=SLACK)
 
 
 def test_the_next_batch_is_made_while_the_model_works(monkeypatch):
     "The model's work ends only when the next batch has been made, and no more than one is made ahead."
-    loaded, made, asked, most = tiny(), [threading.Event() for _ in range(4)], [], []
-    def prepare(_, some, taxonomy, side): made[int(some[0].key)].set(); return 'ready ' + some[0].key
+    loaded, made, asked, most = smaller(), [threading.Event() for _ in range(4)], [], []
+    def prepare(_, some, taxonomy, side):
+        made[int(some[0].key)].set()
+        return 'ready ' + some[0].key
     def work(_, some, taxonomy, inputs):
-        i = int(some[0].key); assert inputs == f'ready {i}'
+        i = int(some[0].key)
+        assert inputs == f'ready {i}'
         assert i == 3 or made[i + 1].wait(20), 'nothing is made meanwhile'
-        time.sleep(.05); most.append(sum(e.is_set() for e in made) - i); asked.append(i)
+        time.sleep(.05)
+        most.append(sum(e.is_set() for e in made) - i)
+        asked.append(i)
         return some
-    monkeypatch.setattr(decode, 'model_inputs', prepare); monkeypatch.setitem(decode.DECODERS, 'constrained', work)
-    assert [e.key for e in answers(loaded, [clip(i) for i in range(4)], batch=1)] == ['0', '1', '2', '3'] and asked == [0, 1, 2, 3]
+    monkeypatch.setattr(decode, 'model_inputs', prepare)
+    monkeypatch.setitem(decode.DECODERS, 'constrained', work)
+    assert [e.key for e in answers(loaded, [clip(i) for i in range(4)], batch=1)] == ['0', '1', '2', '3']
+    assert asked == [0, 1, 2, 3]
     assert max(most) == 2
 
 
@@ -282,4 +330,6 @@ def test_what_goes_wrong_ahead_is_told(taught):
     found = answer_batches(taught, read(), LOGISTICS, batch=2)
     assert [len(next(found)[1]) for _ in range(2)] == [2, 2]
     with pytest.raises(BadInput, match='is damaged'): next(found)
-    left = answer_batches(taught, (clip(i) for i in range(100)), LOGISTICS, batch=2); next(left); left.close() # nobody waits for the rest
+    left = answer_batches(taught, (clip(i) for i in range(100)), LOGISTICS, batch=2)
+    next(left)
+    left.close() # nobody waits for the rest

@@ -3,15 +3,18 @@ import itertools, math
 
 import numpy as np
 import pytest
+from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
 
-from vlmtemporal.basics import bootstrap_mean, rng
+from vlmtemporal.basics import rng
 from vlmtemporal.baselines import baselines, bigram, bigram_on_predictions
 from vlmtemporal.clips import Answer
-from vlmtemporal.metrics import (DETECTION, OVERLAPS, TOLERANCES, bootstrap, boundary_counts, clip_report, confusion, count_session, edit_score,
-                                 judge, match_detections, mcnemar, mean_average_precision, overlap_counts, paired_bootstrap, timeline_metrics,
-                                 timeline_report)
+from vlmtemporal.metrics import (BOUNDARY_TOLERANCES, DETECTION_THRESHOLDS, OVERLAP_THRESHOLDS, boundary_counts,
+                                 class_f1, class_mean_recall, clip_report, confusion, count_session, edit_score,
+                                 macro_f1, match_detections, mean_average_precision, overlap_counts, score_clips,
+                                 timeline_metrics, timeline_report)
 from vlmtemporal.openpack import Session
 from vlmtemporal.operations import LOGISTICS, Segment
+from vlmtemporal.statistics import bootstrap, bootstrap_mean, mcnemar, paired_bootstrap
 
 NAMES, NULL = LOGISTICS.names, LOGISTICS.null
 TICK = 25 # a second; the timelines below lie on frames, so that the references count in integers
@@ -44,7 +47,8 @@ def random_answer(g, operations):
 
 
 def random_truth(g, operations):
-    s, e = sorted(g.integers(0, 125, 2).tolist()); cut = g.random()
+    s, e = sorted(g.integers(0, 125, 2).tolist())
+    cut = g.random()
     if cut < .4: s = 0
     elif cut < .8: e = 124
     elif cut < .9: s, e = 0, 124
@@ -74,17 +78,24 @@ def clip_reference(predicted, true, kinds, rows):
         if edges: errors.append(125 if not frames(p) else mean([abs(a - b) for a, b in edges]))
         row = [rows[i].get(n, 0) for n in NAMES] if rows[i] else None
         confidence, right = (max(row), NAMES[row.index(max(row))] == q.dominant_operation) if row else (1., False)
-        at = [b for b in range(15) if (b/15 < confidence or b == 0) and confidence <= (b + 1)/15]; assert len(at) == 1
+        at = [b for b in range(15) if (b/15 < confidence or b == 0) and confidence <= (b + 1)/15]
+        assert len(at) == 1
         gaps[at[0]].append((confidence, right))
         squares.append(sum((x - (n == q.dominant_operation))**2 for n, x in zip(NAMES, row)) if row else 2)
     pairs = [(predicted[i].dominant_operation if predicted[i] else None, true[i].dominant_operation) for i in plain]
     after = lambda a: a and a.anticipated_next_operation
-    next_right = lambda at: mean([after(predicted[i]) is not None and after(predicted[i]) == after(true[i]) for i in at])
-    there = {t for _, t in pairs}; e = sorted(errors); n = len(plain)
+    agrees = lambda i: after(predicted[i]) is not None and after(predicted[i]) == after(true[i])
+    next_right = lambda at: mean([agrees(i) for i in at])
+    there = {t for _, t in pairs}
+    e = sorted(errors)
+    n = len(plain)
+    gap = lambda b: len(b)/n*abs(mean([c for c, _ in b]) - mean([r for _, r in b]))
     out = {'OCA': mean([p == t for p, t in pairs]), 'mIoU': mean(ious), 'AA@1': next_right(plain),
-           'macro F1': mean([recall_and_f1(pairs, o)[1] for o in there]), 'class-mean recall': mean([recall_and_f1(pairs, o)[0] for o in there]),
-           'boundary error': (e[(len(e) - 1)//2] + e[len(e)//2])/2 if e else math.nan, 'parse failures': mean([p is None for p, _ in pairs]),
-           'ECE': sum(len(b)/n*abs(mean([c for c, _ in b]) - mean([r for _, r in b])) for b in gaps if b) if n else math.nan, 'Brier': mean(squares)}
+           'macro F1': mean([recall_and_f1(pairs, o)[1] for o in there]),
+           'class-mean recall': mean([recall_and_f1(pairs, o)[0] for o in there]),
+           'boundary error': (e[(len(e) - 1)//2] + e[len(e)//2])/2 if e else math.nan,
+           'parse failures': mean([p is None for p, _ in pairs]),
+           'ECE': sum(gap(b) for b in gaps if b) if n else math.nan, 'Brier': mean(squares)}
     out |= {f'tIoU@{t}': mean([x >= t for x in ious]) for t in (.3, .5, .7)}
     if ahead := [i for i in range(len(true)) if kinds[i] == 'anticipation']: out['AA@1 strict'] = next_right(ahead)
     return out
@@ -105,48 +116,84 @@ def random_clips(g, n=None):
 
 @pytest.mark.parametrize('seed', range(300))
 def test_clips_agree_with_the_definitions(seed):
-    clips = random_clips(np.random.default_rng(seed)); predicted, true, kinds, rows = clips
-    agree(judge(predicted, true, LOGISTICS, kinds, rows).metrics(), clip_reference(*clips))
+    clips = random_clips(np.random.default_rng(seed))
+    predicted, true, kinds, rows = clips
+    agree(score_clips(predicted, true, LOGISTICS, kinds, rows).metrics(), clip_reference(*clips))
     table = confusion(predicted, true, LOGISTICS)
-    assert all(table[i, j] == sum(t.dominant_operation == a and (p.dominant_operation if p else None) == b for p, t in zip(predicted, true))
-               for i, a in enumerate(NAMES) for j, b in enumerate([*NAMES, None]))
+    pairs = [(t.dominant_operation, p.dominant_operation if p else None) for p, t in zip(predicted, true)]
+    assert all(table[i, j] == pairs.count((a, b)) for i, a in enumerate(NAMES) for j, b in enumerate([*NAMES, None]))
+
+
+@pytest.mark.parametrize('seed', range(40))
+def test_tables_agree_with_scikit_learn(seed):
+    g = np.random.default_rng(seed)
+    none = len(NAMES)
+    true = g.integers(0, int(g.choice([1, 3, none])), int(g.choice([1, 5, 60])))
+    predicted = np.where(g.random(len(true)) < .4, true, g.integers(0, none + 1, len(true)))
+    answers = [Answer(NAMES[i], 0, 124, None) if i < none else None for i in predicted]
+    table = confusion(answers, [Answer(NAMES[i], 0, 124, None) for i in true], LOGISTICS)
+    assert (table == confusion_matrix(true, predicted, labels=range(none + 1))[:none]).all()
+    occurs = np.unique(true)
+    options = dict(labels=occurs, zero_division=0)
+    _, recall, f1_scores, _ = precision_recall_fscore_support(true, predicted, **options)
+    assert np.allclose(class_f1(table)[occurs], f1_scores, rtol=1e-12, atol=0)
+    assert np.isclose(macro_f1(table), f1_score(true, predicted, average='macro', **options), rtol=1e-12)
+    assert np.isclose(class_mean_recall(table), recall.mean(), rtol=1e-12)
+
+
+def test_clips_of_another_length_have_other_ends():
+    whole, early = Answer('Tape', 0, 99, None), Answer('Tape', 0, 49, None)
+    scored = score_clips([early, None], [whole, early], LOGISTICS, n_frames=100)
+    assert np.isnan(scored.boundary_errors[0]) and scored.boundary_errors[1] == 100
+    assert score_clips([early], [whole], LOGISTICS).boundary_errors[0] == 50 # the end of a longer clip is a boundary
 
 
 def test_no_clips_no_numbers():
-    agree(judge([], [], LOGISTICS, [], []).metrics(), clip_reference([], [], [], []))
-    assert clip_report(judge([], [], LOGISTICS), []).keys() == judge([], [], LOGISTICS).metrics().keys()
+    agree(score_clips([], [], LOGISTICS, [], []).metrics(), clip_reference([], [], [], []))
+    assert clip_report(score_clips([], [], LOGISTICS), []).keys() == score_clips([], [], LOGISTICS).metrics().keys()
 
 
 def test_anticipation_clips_change_strict_alone():
-    g = np.random.default_rng(5); predicted, true, _, rows = random_clips(g, 40); late, after, _, more = random_clips(g, 9)
-    alone = judge(predicted, true, LOGISTICS, ['boundary']*40, rows).metrics()
-    both = judge(predicted + late, true + after, LOGISTICS, ['boundary']*40 + ['anticipation']*9, rows + more).metrics()
+    g = np.random.default_rng(5)
+    predicted, true, _, rows = random_clips(g, 40)
+    late, after, _, more = random_clips(g, 9)
+    alone = score_clips(predicted, true, LOGISTICS, ['boundary']*40, rows).metrics()
+    kinds = ['boundary']*40 + ['anticipation']*9
+    both = score_clips(predicted + late, true + after, LOGISTICS, kinds, rows + more).metrics()
     agree({k: v for k, v in both.items() if k != 'AA@1 strict'}, alone)
 
 
 # ---- intervals and tests ---------------------------------------------------------------------------------------------
 @pytest.mark.parametrize('seed', range(20))
 def test_bootstrap_of_a_mean_is_the_mean_s_bootstrap(seed):
-    g = np.random.default_rng(seed); x = g.normal(size=40); groups = g.integers(0, int(g.choice([1, 3, 12])), 40).tolist()
+    g = np.random.default_rng(seed)
+    x = g.normal(size=40)
+    groups = g.integers(0, int(g.choice([1, 3, 12])), 40).tolist()
     found = bootstrap(lambda at: x[at].mean(), groups, seed, 300)
     want = bootstrap_mean([x[np.array(groups) == h] for h in dict.fromkeys(groups)], seed, 300)
     assert np.allclose(list(found.values()), list(want.values()), rtol=0, atol=1e-9)
 
 
+def point(values, share):
+    "The point below which this share of the sorted values lies, linear in between."
+    k, part = divmod(share*(len(values) - 1), 1)
+    return values[int(k)] + part*(values[min(int(k) + 1, len(values) - 1)] - values[int(k)])
+
+
 def test_a_pooled_statistic_is_computed_anew_for_every_draw_of_sessions():
-    g = np.random.default_rng(3); predicted, true, kinds, rows = random_clips(g, 30); groups = [f's{i}' for i in g.integers(0, 6, 30)]
-    found = clip_report(judge(predicted, true, LOGISTICS, kinds, rows), groups, seed=4)
+    g = np.random.default_rng(3)
+    predicted, true, kinds, rows = random_clips(g, 30)
+    groups = [f's{i}' for i in g.integers(0, 6, 30)]
+    found = clip_report(score_clips(predicted, true, LOGISTICS, kinds, rows), groups, seed=4)
     members = {}
     for i, s in enumerate(groups): members.setdefault(s, []).append(i)
     members = list(members.values())
-    draws = [[i for j in draw for i in members[j]] for draw in rng(4, 'bootstrap').integers(0, len(members), (2000, len(members)))]
+    drawn = rng(4, 'bootstrap').integers(0, len(members), (2000, len(members)))
+    draws = [[i for j in draw for i in members[j]] for draw in drawn]
     drawn = [clip_reference(*([x[i] for i in at] for x in (predicted, true, kinds, rows))) for at in draws]
     for name, row in found.items():
         values = sorted(x for d in drawn if not math.isnan(x := d.get(name, math.nan)))
-        def point(share): # of the sorted values, linear in between
-            k, part = divmod(share*(len(values) - 1), 1)
-            return values[int(k)] + part*(values[min(int(k) + 1, len(values) - 1)] - values[int(k)])
-        assert same(row['low'], point(.025)) and same(row['high'], point(.975)), name
+        assert same(row['low'], point(values, .025)) and same(row['high'], point(values, .975)), name
     plain = [i for i, k in enumerate(kinds) if k != 'anticipation']
     assert found['OCA']['clips'] == len(plain) and found['AA@1 strict']['clips'] == len(true) - len(plain)
     assert found['boundary error']['clips'] == sum((true[i].start_frame, true[i].end_frame) != (0, 124) for i in plain)
@@ -156,15 +203,19 @@ def test_intervals_cover():
     "A 95% interval over 30 sessions holds the true mean in about 95 of 100 experiments."
     g, held = np.random.default_rng(0), 0
     for i in range(200):
-        level = g.normal(0, 1, 30); x = (level[:, None] + g.normal(0, 1, (30, 5))).ravel()
-        low, high = list(bootstrap(lambda at: x[at].mean(), np.repeat(np.arange(30), 5).tolist(), i, 200).values())[1:]
-        held += low <= 0 <= high
+        level = g.normal(0, 1, 30)
+        x = (level[:, None] + g.normal(0, 1, (30, 5))).ravel()
+        found = bootstrap(lambda at, x=x: x[at].mean(), np.repeat(np.arange(30), 5).tolist(), i, 200)
+        held += found['low'] <= 0 <= found['high']
     assert 175 <= held <= 198
 
 
 def test_paired_bootstrap_sees_what_both_share():
-    g = np.random.default_rng(1); hard = g.normal(0, 1, 60); groups = np.repeat(np.arange(12), 5).tolist()
-    a, b = hard + g.normal(.2, .2, 60), hard + g.normal(0, .2, 60); of = lambda x: lambda at: x[at].mean()
+    g = np.random.default_rng(1)
+    hard = g.normal(0, 1, 60)
+    groups = np.repeat(np.arange(12), 5).tolist()
+    a, b = hard + g.normal(.2, .2, 60), hard + g.normal(0, .2, 60)
+    of = lambda x: lambda at: x[at].mean()
     d = paired_bootstrap(of(a), of(b), groups)
     wide = [bootstrap(of(x), groups) for x in (a, b)]
     assert wide[0]['low'] < wide[1]['high'] and 0 < d['low'] < d['value'] < d['high'] and d['p'] < .01
@@ -200,15 +251,20 @@ def disturbed(g, ticks, operations):
     for o, a, b in ticks:
         a, b = max(a + int(g.integers(-20, 21)), end), b + int(g.integers(-20, 21))
         if b <= a: continue
-        o = o if g.random() < .8 else str(g.choice(operations)); m = int(g.integers(a, b + 1)); end = b
+        o = o if g.random() < .8 else str(g.choice(operations))
+        m = int(g.integers(a, b + 1))
+        end = b
         out += [(o, a, m), (str(g.choice(operations)), m, b)] if g.random() < .2 and a < m < b else [(o, a, b)]
     return out
 
 
 def random_pair(g):
-    operations = g.choice(NAMES, g.choice([1, 2, 4, 10]), replace=False); kind = g.random()
+    operations = g.choice(NAMES, g.choice([1, 2, 4, 10]), replace=False)
+    kind = g.random()
     true = [] if kind < .05 else random_ticks(g, operations)
-    predicted = ([] if .03 < kind < .1 else true if .1 < kind < .15 else random_ticks(g, NAMES) if kind < .4 else disturbed(g, true, operations))
+    if .03 < kind < .1: predicted = []
+    elif .1 < kind < .15: predicted = true
+    else: predicted = random_ticks(g, NAMES) if kind < .4 else disturbed(g, true, operations)
     return true, predicted, g.choice([.25, .5, .75, 1.], len(predicted)).tolist(), int(g.integers(0, 25))
 
 
@@ -216,7 +272,8 @@ def seconds(ticks): return [Segment(o, a/TICK, b/TICK) for o, a, b in ticks]
 
 
 def session_of(true, phase=0, key=0):
-    return Session(f'U{key:04d}', 'S0100', LOGISTICS, tuple(seconds(true)), (0,)*len(true), 1648515544 + phase/TICK, None, None)
+    start = 1648515544 + phase/TICK
+    return Session(f'U{key:04d}', 'S0100', LOGISTICS, tuple(seconds(true)), (0,)*len(true), start, None, None)
 
 
 def per_frame(ticks, n):
@@ -266,7 +323,9 @@ def most_pairs(p, q, near):
         for j in range(len(q)):
             if near(p[i], q[j]) and j not in tried:
                 tried.add(j)
-                if j not in partner or place(partner[j], tried): partner[j] = i; return True
+                if j not in partner or place(partner[j], tried):
+                    partner[j] = i
+                    return True
         return False
     return sum(place(i, set()) for i in range(len(p)))
 
@@ -284,7 +343,8 @@ def average_precision(detections, truths, k):
         found = sorted(((iou(s, truths[video][j]), -j) for j in free.get(video, [])), reverse=True)
         hits.append(bool(found) and found[0][0] >= k - 1e-9)
         if hits[-1]: free[video].remove(-found[0][1])
-    n = sum(map(len, truths.values())); area, recall = 0., 0.
+    n = sum(map(len, truths.values()))
+    area, recall = 0., 0.
     points = [(sum(hits[:i + 1])/n, sum(hits[:i + 1])/(i + 1)) for i in range(len(hits))]
     for r, _ in points:
         if r > recall: area, recall = area + (r - recall)*max(b for a, b in points if a >= r), r
@@ -294,8 +354,8 @@ def average_precision(detections, truths, k):
 def macro_average_precision(sessions, k):
     true = {(o, v) for v, (t, _, _) in enumerate(sessions) for o, *_ in t if o != NULL}
     def one(o):
-        return average_precision([(x, v, s) for v, (_, p, xs) in enumerate(sessions) for s, x in zip(p, xs) if s[0] == o],
-                                 {v: [s for s in t if s[0] == o] for v, (t, _, _) in enumerate(sessions)}, k)
+        found = [(x, v, s) for v, (_, p, xs) in enumerate(sessions) for s, x in zip(p, xs) if s[0] == o]
+        return average_precision(found, {v: [s for s in t if s[0] == o] for v, (t, _, _) in enumerate(sessions)}, k)
     return mean([one(o) for o in sorted({o for o, _ in true})])
 
 
@@ -304,7 +364,8 @@ def official(sessions):
     pairs = []
     for true, predicted, phase in sessions:
         if not true: continue
-        start = 1648515544*TICK + phase; first, last = start + true[0][1], start + true[-1][2]
+        start = 1648515544*TICK + phase
+        first, last = start + true[0][1], start + true[-1][2]
         t, p = per_frame(true, last - start + 2*TICK), per_frame(predicted, last - start + 2*TICK)
         for second in range(first//TICK, -(-last//TICK)):
             at = (second + 1)*TICK - start
@@ -315,11 +376,12 @@ def official(sessions):
 def rework_found(true, predicted):
     "How much of what is done again is found as in F1@50, and how much there is; the sessions here have one box."
     again, done = [], []
-    for o, a, b in true:
+    for o, a, _ in true:
         if o in (NULL, 'Idle'): continue
         if o in done and done[-1] != o: again.append((o, a))
         done.append(o)
-    p, q = joined(predicted), joined(true); hit = set()
+    p, q = joined(predicted), joined(true)
+    hit = set()
     for s in p:
         values = [iou(s, t) if s[0] == t[0] else 0. for t in q]
         if values and max(values) >= .5 - 1e-9: hit.add(values.index(max(values)))
@@ -329,28 +391,36 @@ def rework_found(true, predicted):
 
 def timeline_reference(sessions):
     "The metrics of timelines as they are defined, frame by frame: sessions of (true, predicted, scores, phase)."
-    right = total = 0; edits = []; segments, moments = ({k: [0, 0, 0] for k in ks} for ks in (OVERLAPS, TOLERANCES))
+    right = total = 0
+    edits = []
+    segments, moments = ({k: [0, 0, 0] for k in ks} for ks in (OVERLAP_THRESHOLDS, BOUNDARY_TOLERANCES))
     for true, predicted, _, _ in sessions:
-        end = max((b for _, _, b in true), default=0); n = max((b for _, _, b in true + predicted), default=0)
+        end = max((b for _, _, b in true), default=0)
+        n = max((b for _, _, b in true + predicted), default=0)
         t, p = per_frame(true, n), per_frame(predicted, n)
-        for i in range(true[0][1] if true else 0, end): total += 1; right += p[i] == (t[i] or NULL)
+        for i in range(true[0][1] if true else 0, end):
+            total += 1
+            right += p[i] == (t[i] or NULL)
         a, b = runs(p), runs(t)
         if a or b: edits.append(1 - levenshtein([s[0] for s in a], [s[0] for s in b])/max(len(a), len(b)))
-        for k in OVERLAPS: segments[k] = [x + y for x, y in zip(segments[k], f1_counts(a, b, k))]
+        for k in OVERLAP_THRESHOLDS: segments[k] = [x + y for x, y in zip(segments[k], f1_counts(a, b, k))]
         seen, real = (changes(x[:end] if true else x + [None]) for x in (p, t))
-        for tolerance in TOLERANCES:
-            tp = most_pairs(seen, real, lambda x, y: abs(x - y) <= tolerance*TICK)
+        for tolerance in BOUNDARY_TOLERANCES:
+            tp = most_pairs(seen, real, lambda x, y, most=tolerance*TICK: abs(x - y) <= most)
             moments[tolerance] = [x + y for x, y in zip(moments[tolerance], (tp, len(seen) - tp, len(real) - tp))]
-    return {'1 Hz macro F1': official([(t, p, phase) for t, p, _, phase in sessions]), 'frame accuracy': ratio(right, total), 'edit': mean(edits),
+    scored = [(t, p, x) for t, p, x, _ in sessions]
+    return {'1 Hz macro F1': official([(t, p, phase) for t, p, _, phase in sessions]),
+            'frame accuracy': ratio(right, total), 'edit': mean(edits),
             **{f'F1@{round(100*k)}': f1(*c) for k, c in segments.items()},
-            **{f'mAP@{k}': macro_average_precision([(t, p, x) for t, p, x, _ in sessions], k) for k in DETECTION},
+            **{f'mAP@{k}': macro_average_precision(scored, k) for k in DETECTION_THRESHOLDS},
             **{f'boundary F1 {k:g} s': f1(*c) for k, c in moments.items()},
             'rework recall': ratio(*map(sum, zip(*(rework_found(t, p) for t, p, _, _ in sessions))))}
 
 
 @pytest.mark.parametrize('seed', range(250))
 def test_timelines_agree_with_the_definitions(seed):
-    g = np.random.default_rng(seed); sessions = [random_pair(g) for _ in range(int(g.choice([1, 2, 4])))]
+    g = np.random.default_rng(seed)
+    sessions = [random_pair(g) for _ in range(int(g.choice([1, 2, 4])))]
     counts = [count_session(seconds(p), x, session_of(t, phase)) for t, p, x, phase in sessions]
     agree(timeline_metrics(counts), timeline_reference(sessions))
 
@@ -371,25 +441,30 @@ def anywhere(g, n, empty):
 
 @pytest.mark.parametrize('seed', range(200))
 def test_segments_at_any_time_and_without_duration(seed):
-    g = np.random.default_rng(seed); true, predicted = (anywhere(g, int(g.integers(0, 12)), e) for e in (.1, .3))
-    if g.random() < .5: predicted = [(o, max(a + g.normal(0, .3), 0), b + g.normal(1, .3)) for o, a, b in true] # near it, and overlapping
-    p, q = ([Segment(*s) for s in x] for x in (predicted, true)); a, b = joined(predicted), joined(true)
+    g = np.random.default_rng(seed)
+    true, predicted = (anywhere(g, int(g.integers(0, 12)), e) for e in (.1, .3))
+    if g.random() < .5: # near it, and overlapping
+        predicted = [(o, max(a + g.normal(0, .3), 0), b + g.normal(1, .3)) for o, a, b in true]
+    p, q = ([Segment(*s) for s in x] for x in (predicted, true))
+    a, b = joined(predicted), joined(true)
     edit = 1 - levenshtein([s[0] for s in a], [s[0] for s in b])/max(len(a), len(b)) if a or b else math.nan
     assert same(edit_score(p, q, NULL), edit)
-    assert overlap_counts(p, q, NULL).tolist() == [list(f1_counts(a, b, k)) for k in OVERLAPS]
+    assert overlap_counts(p, q, NULL).tolist() == [list(f1_counts(a, b, k)) for k in OVERLAP_THRESHOLDS]
     end = max((s[2] for s in true), default=math.inf)
     seen, real = (sorted({t for s in x for t in s[1:] if 0 < t < end}) for x in (a, b))
-    for tolerance, row in zip(TOLERANCES, boundary_counts(p, q, NULL).tolist()):
-        tp = most_pairs(seen, real, lambda x, y: abs(x - y) <= tolerance)
+    for tolerance, row in zip(BOUNDARY_TOLERANCES, boundary_counts(p, q, NULL).tolist()):
+        tp = most_pairs(seen, real, lambda x, y, most=tolerance: abs(x - y) <= most)
         assert row == [tp, len(seen) - tp, len(real) - tp]
     scores = g.random(len(p)).tolist()
     found = mean_average_precision([match_detections(p, scores, q, LOGISTICS)])
-    assert all(same(x, macro_average_precision([(true, predicted, scores)], k)) for x, k in zip(found, DETECTION))
+    for x, k in zip(found, DETECTION_THRESHOLDS, strict=True):
+        assert same(x, macro_average_precision([(true, predicted, scores)], k))
 
 
 @pytest.mark.parametrize('seed', range(40))
 def test_the_order_of_sessions_does_not_matter(seed):
-    g = np.random.default_rng(seed); sessions = [random_pair(g) for _ in range(4)]
+    g = np.random.default_rng(seed)
+    sessions = [random_pair(g) for _ in range(4)]
     sessions = [(t, p, g.random(len(p)).tolist(), phase) for t, p, _, phase in sessions] # no equal scores
     counts = [count_session(seconds(p), x, session_of(t, phase)) for t, p, x, phase in sessions]
     agree(timeline_metrics(counts), timeline_metrics(counts[::-1]))
@@ -405,29 +480,37 @@ def test_a_prediction_is_never_better_for_being_silent():
 
 
 def test_timeline_intervals_hold_the_value_and_need_two_sessions():
-    g = np.random.default_rng(2); sessions = []
+    g = np.random.default_rng(2)
+    sessions = []
     while len(sessions) < 6:
-        t = random_ticks(g, NAMES[:5]); p = disturbed(g, t, NAMES[:5])
+        t = random_ticks(g, NAMES[:5])
+        p = disturbed(g, t, NAMES[:5])
         if len(p) > 2: sessions.append((t, p, g.random(len(p)).tolist(), 0))
     counts = [count_session(seconds(p), x, session_of(t)) for t, p, x, _ in sessions]
-    found = timeline_report(counts, [f's{i}' for i in range(6)], seed=1)
-    assert all(v['low'] <= v['value'] <= v['high'] for v in found.values()) and found['edit']['low'] < found['edit']['high']
-    assert found == timeline_report(counts, [f's{i}' for i in range(6)], seed=1) != timeline_report(counts, [f's{i}' for i in range(6)], seed=2)
+    groups = [f's{i}' for i in range(6)]
+    found = timeline_report(counts, groups, seed=1)
+    assert all(v['low'] <= v['value'] <= v['high'] for v in found.values())
+    assert found['edit']['low'] < found['edit']['high']
+    assert found == timeline_report(counts, groups, seed=1) != timeline_report(counts, groups, seed=2)
     assert all(math.isnan(v['low']) for v in timeline_report(counts[:1], ['s']).values())
 
 
 # ---- baselines -------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize('seed', range(30))
 def test_baselines_learn_from_training_alone(seed):
-    g = np.random.default_rng(seed); train = [random_truth(g, NAMES) for _ in range(int(g.integers(0, 40)))]
+    g = np.random.default_rng(seed)
+    train = [random_truth(g, NAMES) for _ in range(int(g.integers(0, 40)))]
     true, other = ([random_truth(g, NAMES) for _ in range(15)] for _ in range(2))
     a, b = (baselines(train, t, LOGISTICS, seed) for t in (true, other))
-    assert a.keys() == b.keys() and all(a[k] == b[k] for k in a if k != 'bigram, told the operation')
+    assert a.keys() == b.keys() and all(a[k] == b[k] for k in a if k != 'bigram, operation given')
     count = {}
     for t in train: count.setdefault(t.dominant_operation, []).append(t.anticipated_next_operation)
     best = lambda o: max(dict.fromkeys(count[o]), key=count[o].count) if o in count else NULL # ties to the first seen
     assert bigram(train, [*NAMES, None], LOGISTICS) == [*map(best, NAMES), None]
-    predicted = [random_answer(g, NAMES) for _ in true]; found = bigram_on_predictions(train, predicted, LOGISTICS)
+    predicted = [random_answer(g, NAMES) for _ in true]
+    found = bigram_on_predictions(train, predicted, LOGISTICS)
     assert all((p is None) == (f is None) for p, f in zip(predicted, found))
-    assert all((f.dominant_operation, f.start_frame) == (p.dominant_operation, p.start_frame) and f.anticipated_next_operation == best(p.dominant_operation)
-               for p, f in zip(predicted, found) if p)
+    for p, f in zip(predicted, found):
+        if p is None: continue
+        assert (f.dominant_operation, f.start_frame) == (p.dominant_operation, p.start_frame)
+        assert f.anticipated_next_operation == best(p.dominant_operation)

@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 
 from vlmtemporal.basics import BadInput
-from vlmtemporal.sampling import SELECTORS, get_sampler, greedy_topk, list_samplers, mix, uniform, uniform_ends
+from vlmtemporal.samplers import SELECTORS, get_sampler, greedy_topk, list_samplers, mix, uniform, uniform_ends
 from vlmtemporal.scores import SCORES, score_frames, smooth
 
 finite = st.floats(-1e6, 1e6, width=32)
@@ -52,7 +52,8 @@ def by_the_rule(scores, k, min_gap, chosen):
 @given(scores=any_scores, k=st.integers(1, 16), gap=st.integers(1, 12))
 def test_gaps_are_kept_or_relaxed_by_the_rule(scores, k, gap):
     if np.ptp(scores) == 0: return
-    n = len(scores); chosen = greedy_topk(scores, k, gap)
+    n = len(scores)
+    chosen = greedy_topk(scores, k, gap)
     assert chosen.tolist() == by_the_rule(scores, k, gap, [0, n - 1][:min(k, n)])
     if k > 1: assert {0, n - 1} <= set(chosen.tolist())
     if k > 1 and n > (k - 1)*(2*gap - 1): assert np.diff(chosen).min() >= gap # room for k whatever the scores are
@@ -72,12 +73,14 @@ def test_smoothing_never_looks_ahead(scores, cut):
 @settings(max_examples=100, deadline=None)
 @given(scores=arrays(np.float32, st.integers(16, 200), elements=finite), k=st.integers(1, 16))
 def test_selectors_keep_their_promise(how, scores, k):
-    chosen = SELECTORS[how](scores, k); n = len(scores)
+    chosen = SELECTORS[how](scores, k)
+    n = len(scores)
     if how == 'stratified': # one frame in each of k equal parts, none higher in it
         edges = np.floor(np.arange(k + 1)*n/k + .5).astype(int)
         assert all(a <= i < b and scores[i] == scores[a:b].max() for i, a, b in zip(chosen, edges, edges[1:]))
     elif np.ptp(scores) > 0: # as many frames left of any place as the density's share says, give or take the collisions
-        mass = np.cumsum(scores.astype(float) - scores.min()); mass /= mass[-1]
+        mass = np.cumsum(scores.astype(float) - scores.min())
+        mass /= mass[-1]
         if len(set(np.searchsorted(mass, (np.arange(k) + .5)/k).tolist())) == k:
             assert np.allclose(chosen, np.searchsorted(mass, (np.arange(k) + .5)/k))
 
@@ -90,7 +93,7 @@ def test_known_boundaries_guide_training_sets_only(split):
 
 def test_boosted_sets_are_refused_by_the_command_line(cli, mock, tmp_path):
     for args in ((), ('--split', 'test'), ('--split', 'val')):
-        code, _, err = cli('build', mock, tmp_path/'out', '--boosted', *args)
+        code, _, err = cli('build', mock, tmp_path/'out', '--boost-boundaries', *args)
         assert code == 2 and 'training sets only' in err and not (tmp_path/'out').exists()
 
 
@@ -109,9 +112,13 @@ def test_bad_scores_are_one_sentence(scores, k):
 
 def test_import_is_quick():
     code = 'import sys, vlmtemporal.sampling; assert not {"torch", "transformers"} & set(sys.modules)'
-    def used(): u = resource.getrusage(resource.RUSAGE_CHILDREN); return u.ru_utime + u.ru_stime
+    def used():
+        u = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return u.ru_utime + u.ru_stime
     def seconds(program): # of the processor, which others on the machine do not stretch
-        begin = used(); subprocess.run([sys.executable, '-c', program], check=True, env=os.environ | dict(OMP_NUM_THREADS='1', OPENBLAS_NUM_THREADS='1'))
+        begin = used()
+        one_thread = os.environ | dict(OMP_NUM_THREADS='1', OPENBLAS_NUM_THREADS='1')
+        subprocess.run([sys.executable, '-c', program], check=True, env=one_thread)
         return used() - begin
     seconds(code) # the first import compiles
     assert min(seconds(code) - seconds('pass') for _ in range(5)) < .5

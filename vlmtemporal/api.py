@@ -7,8 +7,10 @@ __all__ = ['Span', 'PredictResponse', 'Problem', 'create_app']
 
 # %% ../nbs/04b_api.ipynb #bf4ad1bc
 import asyncio, shutil, tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import FastAPI, File, Form, HTTPException, UploadFile
 from pydantic import BaseModel
@@ -16,19 +18,20 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from .basics import BadInput
-from .engine import Busy, Engine
+from .engine import Busy, Engine, public_message
 
 # %% ../nbs/04b_api.ipynb #c1bea0d1
 class _Limit:
     "ASGI middleware: answer 413 to a request body of more than `limit` bytes, announced or not."
-    def __init__(self, app, limit: int): self.app, self.limit = app, limit
+    def __init__(self, app: Any, limit: int): self.app, self.limit = app, limit
     async def __call__(self, scope, receive, send):
         if scope['type'] != 'http': return await self.app(scope, receive, send)
-        got = 0
+        received = 0
         async def counted():
-            nonlocal got
-            message = await receive(); got += len(message.get('body', b''))
-            if got > self.limit:
+            nonlocal received
+            message = await receive()
+            received += len(message.get('body', b''))
+            if received > self.limit:
                 raise StarletteHTTPException(413, f'the upload is larger than {self.limit/2**20:.3g} MiB')
             return message
         await self.app(scope, counted, send)
@@ -39,6 +42,7 @@ class Span(BaseModel):
     start_frame: int | None
     end_frame: int | None
 
+# %% ../nbs/04b_api.ipynb #2fea2e02
 class PredictResponse(BaseModel):
     "The specification's answer, with the probabilities behind it."
     clip_id: str
@@ -50,13 +54,29 @@ class PredictResponse(BaseModel):
     parsed_by: str
     latency_ms: float
 
+# %% ../nbs/04b_api.ipynb #3da3a49b
 class Problem(BaseModel):
     "What went wrong, in one sentence."
     detail: str
 
-_PROBLEMS = {400: dict(model=Problem, description='The video or the start cannot be used'),
-             413: dict(model=Problem, description='The upload is too large'),
-             503: dict(model=Problem, description='Too many requests are waiting')}
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    400: dict(model=Problem, description='The video or the start cannot be used'),
+    413: dict(model=Problem, description='The upload is too large'),
+    503: dict(model=Problem, description='Too many requests are waiting')}
+
+# %% ../nbs/04b_api.ipynb #c66d9925
+@contextmanager
+def _http_errors() -> Iterator[None]:
+    "The engine's refusals as HTTP answers."
+    try: yield
+    except BadInput as e: raise HTTPException(400, public_message(e)) from None
+    except Busy as e: raise HTTPException(503, str(e), {'Retry-After': '60'}) from None
+
+def _save(upload: UploadFile, folder: Path) -> Path:
+    "Copy an upload to a file in `folder`, with the suffix that it came with."
+    path = folder/('upload' + Path(upload.filename or '').suffix[:8])
+    with open(path, 'wb') as f: shutil.copyfileobj(upload.file, f)
+    return path
 
 # %% ../nbs/04b_api.ipynb #a8cc54ee
 def create_app(
@@ -64,7 +84,7 @@ def create_app(
     max_bytes: int = 200 << 20, # of one upload
     at_once: int = 4,           # predictions that may run at once
 ) -> FastAPI:
-    "The HTTP API over an engine: `/predict`, `/healthz`, `/docs`."
+    "The HTTP API over an engine: `/predict`, `/healthz`, `/docs`. Frames are chosen by the engine's `FrameSpec`."
     app = FastAPI(title='vlmtemporal', description='What is being done, exactly when, and what comes next.')
     app.add_middleware(_Limit, limit=max_bytes)
     running = asyncio.Semaphore(at_once)
@@ -82,12 +102,9 @@ def create_app(
         "What is done in the five seconds after `start`."
         folder = Path(tempfile.mkdtemp(prefix='vlmtemporal-'))
         try:
-            path = folder/('upload' + Path(video.filename or '').suffix[:8])
-            with open(path, 'wb') as f: await run_in_threadpool(shutil.copyfileobj, video.file, f)
-            with engine.place():
+            path = await run_in_threadpool(_save, video, folder)
+            with _http_errors(), engine.place():
                 async with running: prediction = await run_in_threadpool(engine.predict, path, start)
-        except BadInput as e: raise HTTPException(400, '; '.join(filter(None, (e.what, e.fix)))) from None
-        except Busy as e: raise HTTPException(503, str(e), {'Retry-After': '60'}) from None
         finally: shutil.rmtree(folder, ignore_errors=True)
         return PredictResponse(**prediction.to_dict())
     return app

@@ -8,44 +8,59 @@ __all__ = ['show', 'create_demo', 'mount']
 # %% ../nbs/04c_app.ipynb #40ce148b
 import json
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from .basics import BadInput, VLMTemporalError
-from .engine import Engine
-from .sampling import FPS
+from .clips import Answer
+from .engine import Engine, public_message
+from .sampling import SampledClip
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+# %% ../nbs/04c_app.ipynb #623a55b1
+def _captions(clip: SampledClip, answer: Answer | None) -> list[str]:
+    "Each frame's number and time; the operation where the answer places it."
+    def operation(i):
+        if answer is None or answer.start_frame is None or not answer.start_frame <= i <= answer.end_frame: return ''
+        return f' · {answer.dominant_operation}'
+    seconds = clip.start + clip.times
+    return [f'frame {i} · {t:.2f} s{operation(i)}' for i, t in zip(clip.indices.tolist(), seconds.tolist())]
 
 # %% ../nbs/04c_app.ipynb #c4646f90
 def show(
     engine: Engine,
-    video: str | None,  # path of the uploaded file
-    start: float,       # seconds
-) -> tuple[dict, list, str]: # label probabilities; (picture, caption) pairs; the answer as JSON
-    "What the page shows for one video; errors become the page's own."
+    video: str | None,    # path of the uploaded file
+    start: float | None,  # seconds
+) -> tuple[dict[str, float], list[tuple], str]: # label probabilities; (picture, caption) pairs; the answer as JSON
+    "What the page shows for one video. Raises Gradio's `Error` where the library refuses, in its words."
     import gradio as gr
     if not video: raise gr.Error('Upload a video first.')
-    start = start or 0.
     try:
-        with engine.place(): clip, prediction = engine.sample(video, start), engine.predict(video, start)
-    except BadInput as e: raise gr.Error('; '.join(filter(None, (e.what, e.fix)))) from None
+        with engine.place():
+            clip = engine.sample(video, start or 0.)
+            prediction = engine.answer(clip)
+    except BadInput as e: raise gr.Error(public_message(e)) from None
     except VLMTemporalError as e: raise gr.Error(str(e)) from None
-    a = prediction.answer; inside = lambda i: a.start_frame is not None and a.start_frame <= i <= a.end_frame
-    caption = lambda i: f'frame {i} · {start + i/FPS:.2f} s' + (f' · {a.dominant_operation}' if inside(i) else '')
-    frames = [(f, caption(i)) for f, i in zip(clip.frames, clip.indices.tolist())]
+    frames = list(zip(clip.frames, _captions(clip, prediction.answer)))
     return prediction.probabilities, frames, json.dumps(prediction.to_dict(), indent=2)
+
+# %% ../nbs/04c_app.ipynb #c5189b78
+def _described(engine: Engine) -> str:
+    "Which model answers, in which words, about which frames."
+    adapted = ' with an adapter' if engine.loaded.adapter else ''
+    return (f'model `{Path(engine.loaded.name).name}`{adapted}, taxonomy {engine.taxonomy.name}, '
+            f'{engine.spec.k} frames by the sampler {engine.spec.sampler}')
 
 # %% ../nbs/04c_app.ipynb #6cf6b769
 def create_demo(
     engine: Engine,
-    example: str | Path = None, # a video that can be tried with one click
-):
+    example: str | Path | None = None, # a video that can be tried with one click
+) -> Any:                              # `gradio.Blocks`
     "The Gradio page over an engine."
     import gradio as gr
-    adapted = ' with an adapter' if engine.loaded.adapter else ''
-    name, words = Path(engine.loaded.name).name, engine.taxonomy.name
-    about = f'model `{name}`{adapted}, taxonomy {words}, sampler {engine.sampler}'
     with gr.Blocks(title='vlmtemporal', analytics_enabled=False, delete_cache=(600, 3600)) as demo:
-        gr.Markdown(f'# vlmtemporal\nWhat is being done, exactly when, and what comes next. {about}.')
+        gr.Markdown(f'# vlmtemporal\nWhat is being done, exactly when, and what comes next. {_described(engine)}.')
         with gr.Row():
             with gr.Column():
                 video = gr.Video(label='Video', sources=['upload'])
@@ -59,13 +74,14 @@ def create_demo(
         go.click(lambda v, s: show(engine, v, s), [video, start], [label, gallery, text], concurrency_limit=4)
     return demo
 
+# %% ../nbs/04c_app.ipynb #581a42fa
 def mount(
-    api,            # the FastAPI application
+    api: 'FastAPI',
     engine: Engine,
-    example: str | Path = None,
+    example: str | Path | None = None, # a video that can be tried with one click
     path: str = '/',
-):
-    "Mount the page beside the API."
+) -> 'FastAPI':
+    "The application with the page at `path`."
     import gradio as gr
     demo = create_demo(engine, example)
     allowed = [str(Path(example).parent)] if example else None

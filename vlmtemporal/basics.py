@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['VLMTemporalError', 'VLMTemporalWarning', 'BadInput', 'atomic_path', 'atomic_dir', 'write_text', 'write_json',
-           'read_json', 'file_hash', 'json_hash', 'rng', 'progress', 'cache_dir', 'Picture', 'bootstrap_mean']
+           'read_json', 'file_hash', 'json_hash', 'rng', 'progress', 'cache_dir', 'Picture', 'markdown_table']
 
 # %% ../nbs/00a_basics.ipynb #4e54f4d7
 import base64, gzip, hashlib, io, json, os, shutil, sys, tempfile, zlib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -25,95 +27,111 @@ class VLMTemporalWarning(UserWarning):
 class BadInput(VLMTemporalError):
     "An input that cannot be used: what is wrong, where, and what to do about it."
     def __init__(self,
-        what: str,            # what is wrong
-        where: object = None, # the file, line, option or value
-        fix: str = None,      # what to do about it
+        what: str,               # what is wrong
+        where: object = None,    # the file, line, option or value
+        fix: str | None = None,  # what to do about it
     ):
         self.what, self.where, self.fix = what, where, fix
-        super().__init__((f'{where}: ' if where is not None else '') + what + (f'; {fix}' if fix else ''))
+        message = what if where is None else f'{where}: {what}'
+        super().__init__(f'{message}; {fix}' if fix else message)
 
-# %% ../nbs/00a_basics.ipynb #22c78bec
+# %% ../nbs/00a_basics.ipynb #b3a8142a
 def _sync(path: Path):
     "Force a file or folder to disk."
     fd = os.open(path, os.O_RDONLY)
     try: os.fsync(fd)
     finally: os.close(fd)
 
+# %% ../nbs/00a_basics.ipynb #22c78bec
 @contextmanager
 def atomic_path(
     path: str | Path, # the file that shall exist afterwards
-):
+) -> Iterator[Path]:
     "Yield a temporary path beside `path`, with its suffix; rename it to `path` on success, remove it on failure."
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     fd, name = tempfile.mkstemp(prefix=f'.{path.stem}-', suffix=path.suffix, dir=path.parent)
-    os.close(fd); tmp = Path(name)
+    os.close(fd)
+    tmp = Path(name)
     try:
         yield tmp
-        tmp.chmod(0o644); _sync(tmp); os.replace(tmp, path); _sync(path.parent)
-    finally: tmp.unlink(missing_ok=True)
+        tmp.chmod(0o644)
+        _sync(tmp)
+        os.replace(tmp, path)
+        _sync(path.parent)
+    finally:
+        tmp.unlink(missing_ok=True)
 
 # %% ../nbs/00a_basics.ipynb #52d5ebd9
 @contextmanager
 def atomic_dir(
     path: str | Path, # the folder that shall exist afterwards
-):
+) -> Iterator[Path]:
     "Yield a temporary folder beside `path`; put it in the place of `path` on success, remove it on failure."
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     tmp = Path(tempfile.mkdtemp(prefix=f'.{path.name}-', dir=path.parent))
     old = tmp.with_name(tmp.name + '-old')
     try:
         yield tmp
-        tmp.chmod(0o755); _sync(tmp)
+        tmp.chmod(0o755)
+        _sync(tmp)
         if path.exists(): os.replace(path, old)
-        os.replace(tmp, path); _sync(path.parent)
+        os.replace(tmp, path)
+        _sync(path.parent)
     finally:
-        shutil.rmtree(tmp, ignore_errors=True); shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(tmp, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
+# %% ../nbs/00a_basics.ipynb #343941df
 def write_text(path: str | Path, text: str):
     "Write `text` to `path`, whole or not at all."
-    with atomic_path(path) as tmp: tmp.write_text(text, encoding='utf-8')
+    with atomic_path(path) as tmp:
+        tmp.write_text(text, encoding='utf-8')
 
-def write_json(path: str | Path, value):
+def write_json(path: str | Path, value: Any):
     "Write `value` as readable JSON to `path`, whole or not at all."
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + '\n')
 
 # %% ../nbs/00a_basics.ipynb #b8def275
 def read_json(
-    path: str | Path, # the file
+    path: str | Path,           # the file, perhaps a gzipped one (`.gz`)
     fix: str = 'make it again', # what the user should do when it cannot be read
-):
-    "The value in the JSON file `path`, perhaps a gzipped one (`.gz`); `BadInput` when it is absent or is not JSON."
+) -> Any:
+    "The value in a JSON file. Raises `BadInput` when the file is absent or is not JSON."
     try:
         data = Path(path).read_bytes()
-        return json.loads((gzip.decompress(data) if Path(path).suffix == '.gz' else data).decode())
+        if Path(path).suffix == '.gz': data = gzip.decompress(data)
+        return json.loads(data.decode())
     except FileNotFoundError: raise BadInput('no such file', path, fix) from None
-    except (ValueError, OSError, EOFError, zlib.error) as e: raise BadInput(f'cannot be read as JSON ({e})', path, fix) from None
+    except (ValueError, OSError, EOFError, zlib.error) as e:
+        raise BadInput(f'cannot be read as JSON ({e})', path, fix) from None
 
 # %% ../nbs/00a_basics.ipynb #17dd3a17
 def file_hash(path: str | Path) -> str:
     "SHA-256 of a file's bytes, in hex."
-    h = hashlib.sha256()
     with open(path, 'rb') as f:
-        while block := f.read(1 << 20): h.update(block)
-    return h.hexdigest()
+        return hashlib.file_digest(f, 'sha256').hexdigest()
 
-def json_hash(value) -> str:
+def json_hash(value: Any) -> str:
     "SHA-256 of `value` as canonical JSON, in hex: the same for equal settings in any order."
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+    canonical = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 # %% ../nbs/00a_basics.ipynb #e0706541
 def rng(
-    *keys, # the seed, then anything that names the choice: subject, session, purpose
+    *keys: object, # the seed, then anything that names the choice: subject, session, purpose
 ) -> np.random.Generator:
     "A random generator that depends on `keys` and nothing else, the same on every machine."
-    return np.random.default_rng(int.from_bytes(hashlib.sha256(repr(keys).encode()).digest()[:8], 'little'))
+    digest = hashlib.sha256(repr(keys).encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:8], 'little'))
 
 # %% ../nbs/00a_basics.ipynb #321b58fa
 def progress(
-    items,              # what is worked through
-    desc: str,          # what the work is, a word or two
-    total: int = None,  # how many there are, when `items` cannot say
-):
+    items: Iterable | None,   # what is worked through; None: the caller counts by `update`
+    desc: str,                # what the work is, a word or two
+    total: int | None = None, # how many there are, when `items` cannot say
+) -> tqdm:
     "Iterate over `items` with rate and time left on stderr; quiet when stderr is no terminal."
     return tqdm(items, desc=desc, total=total, file=sys.stderr, disable=None, dynamic_ncols=True, leave=False)
 
@@ -122,35 +140,56 @@ def cache_dir() -> Path:
     "The folder for what can be made again: `$VLMTEMPORAL_CACHE`, else `~/.cache/vlmtemporal`."
     home = Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')
     base = os.environ.get('VLMTEMPORAL_CACHE') or home/'vlmtemporal'
-    path = Path(base); path.mkdir(parents=True, exist_ok=True)
+    path = Path(base)
+    path.mkdir(parents=True, exist_ok=True)
     return path
 
 # %% ../nbs/00a_basics.ipynb #66fe3688
+def _png(
+    figure: Any, # a `matplotlib.figure.Figure`, or the pixels: uint8 RGB (H, W, 3)
+    dpi: int,
+) -> bytes:
+    "The picture as PNG; the same data give the same bytes."
+    out = io.BytesIO()
+    if isinstance(figure, np.ndarray): Image.fromarray(figure).save(out, format='png')
+    else: figure.savefig(out, format='png', dpi=dpi, bbox_inches='tight', metadata={'Software': None})
+    return out.getvalue()
+
+# %% ../nbs/00a_basics.ipynb #90a8e3c3
 class Picture:
     "A finished plot: shows itself in a notebook, saves itself to a file."
-    def __init__(self, figure, # a `matplotlib.figure.Figure`, or the pixels: uint8 RGB (H, W, 3)
-                 dpi: int = 90):
-        out = io.BytesIO()
-        if isinstance(figure, np.ndarray): Image.fromarray(figure).save(out, format='png')
-        else: figure.savefig(out, format='png', dpi=dpi, bbox_inches='tight', metadata={'Software': None})
-        self.png = out.getvalue()
-    def _repr_png_(self): return self.png
+    def __init__(self,
+        figure: Any,   # a `matplotlib.figure.Figure`, or the pixels: uint8 RGB (H, W, 3)
+        dpi: int = 90, # of a figure
+    ):
+        self.png = _png(figure, dpi)
+    def _repr_png_(self) -> bytes: return self.png
     def save(self, path: str | Path):
-        with atomic_path(path) as tmp: tmp.write_bytes(self.png)
+        "Write it as PNG, whole or not at all."
+        with atomic_path(path) as tmp:
+            tmp.write_bytes(self.png)
     @property
-    def data_uri(self) -> str: return 'data:image/png;base64,' + base64.b64encode(self.png).decode()
+    def data_uri(self) -> str:
+        "The picture as text that an HTML page can hold."
+        return 'data:image/png;base64,' + base64.b64encode(self.png).decode()
 
-# %% ../nbs/00a_basics.ipynb #60f0f3f6
-def bootstrap_mean(
-    groups: list[np.ndarray], # the values of each group: a session's clips, say
-    seed: int = 0,
-    n: int = 2000,            # resamples
-) -> dict:                    # mean, and low and high of its 95% interval
-    "Mean over all values, with a 95% percentile interval from resampling groups."
-    groups = [np.asarray(g, float) for g in groups if len(g)]
-    if not groups: return dict(mean=float('nan'), low=float('nan'), high=float('nan'))
-    if len(groups) == 1: groups = [groups[0][i:i + 1] for i in range(len(groups[0]))]
-    sums, sizes = np.array([g.sum() for g in groups]), np.array([len(g) for g in groups])
-    pick = rng(seed, 'bootstrap').integers(0, len(groups), (n, len(groups)))
-    low, high = np.percentile(sums[pick].sum(1)/sizes[pick].sum(1), [2.5, 97.5])
-    return dict(mean=float(sums.sum()/sizes.sum()), low=float(low), high=float(high))
+# %% ../nbs/00a_basics.ipynb #405aa320
+_RULES = {'l': ':---', 'c': ':---:', 'r': '---:'}
+
+def _table_row(cells: Iterable) -> str:
+    "One line of a Markdown table."
+    texts = (str(cell).replace('\n', ' ').replace('|', r'\|') for cell in cells)
+    return f'| {" | ".join(texts)} |'
+
+def markdown_table(
+    head: list,               # names of the columns
+    rows: list[list],         # one list of cells each, as many as there are columns; anything that `str` takes
+    align: str | None = None, # a letter a column: 'l' left, 'c' centre, 'r' right; None: the reader's default
+) -> str:
+    "A Markdown table, without a line break at its end. Raises `BadInput` when a row or `align` does not fit `head`."
+    for row in rows:
+        if len(row) != len(head): raise BadInput(f'{len(row)} cells in a table of {len(head)} columns', row)
+    if align is not None and (len(align) != len(head) or not set(align) <= set(_RULES)):
+        raise BadInput(f'no alignment of {len(head)} columns', align, "give 'l', 'c' or 'r' for each column")
+    rules = ['---']*len(head) if align is None else [_RULES[letter] for letter in align]
+    return '\n'.join([_table_row(head), f'| {" | ".join(rules)} |', *map(_table_row, rows)])

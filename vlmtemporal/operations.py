@@ -23,6 +23,7 @@ class Operation:
     name: str        # the word that people and models use
     description: str # what one sees
 
+# %% ../nbs/01a_operations.ipynb #589a7a4b
 @dataclass(frozen=True)
 class Taxonomy:
     "A closed list of operations; `null` names the one that stands for 'nothing of these'."
@@ -30,18 +31,27 @@ class Taxonomy:
     operations: tuple[Operation, ...]
     null: str
     @cached_property
-    def names(self) -> tuple[str, ...]: return tuple(o.name for o in self.operations)
+    def names(self) -> tuple[str, ...]:
+        "The words, in the taxonomy's order."
+        return tuple(o.name for o in self.operations)
     @cached_property
-    def _by_id(self): return {o.id: o for o in self.operations}
+    def _by_id(self) -> dict[int, Operation]: return {o.id: o for o in self.operations}
     @cached_property
-    def _by_name(self): return {o.name.casefold(): o for o in self.operations}
-    def by_id(self, id: int) -> Operation | None: return self._by_id.get(id)
-    def by_name(self, name: str) -> Operation | None: return self._by_name.get(str(name).strip().casefold())
-    def index(self, name: str) -> int: return self.names.index(name)
-    def __len__(self): return len(self.operations)
+    def _by_name(self) -> dict[str, Operation]: return {o.name.casefold(): o for o in self.operations}
+    def by_id(self, id: int) -> Operation | None:
+        "The operation of that number; None when there is none."
+        return self._by_id.get(id)
+    def by_name(self, name: str) -> Operation | None:
+        "The operation of that name, upper or lower case; None when there is none."
+        return self._by_name.get(str(name).strip().casefold())
+    def index(self, name: str) -> int:
+        "The operation's place in the list; `ValueError` when it has none."
+        return self.names.index(name)
+    def __len__(self) -> int: return len(self.operations)
 
 # %% ../nbs/01a_operations.ipynb #59f819fb
-def _taxonomy(name, null, rows): return Taxonomy(name, tuple(Operation(*r) for r in rows), null)
+def _taxonomy(name: str, null: str, rows: list[tuple[int, str, str]]) -> Taxonomy:
+    return Taxonomy(name, tuple(Operation(*row) for row in rows), null)
 
 OPENPACK = _taxonomy('openpack', 'Null', [
     (100, 'Picking', 'takes items from the shelf, following the order sheet'),
@@ -57,6 +67,7 @@ OPENPACK = _taxonomy('openpack', 'Null', [
     (8100, 'Null', 'none of the above'),
 ])
 
+# %% ../nbs/01a_operations.ipynb #d9a5af5c
 LOGISTICS = _taxonomy('logistics', 'Unknown', [
     (10100, 'Box Setup', 'unfolds a flat box and stands it open on the bench'),
     (10200, 'Inner Packing', 'lays cushioning into the open box'),
@@ -70,12 +81,13 @@ LOGISTICS = _taxonomy('logistics', 'Unknown', [
     (11000, 'Unknown', 'none of the above'),
 ])
 
+# %% ../nbs/01a_operations.ipynb #128c011d
 TAXONOMIES = {t.name: t for t in (LOGISTICS, OPENPACK)}
 
 def get_taxonomy(
     name: str, # 'logistics' or 'openpack'
 ) -> Taxonomy:
-    "The taxonomy of that name."
+    "The taxonomy of that name; raises `BadInput` when there is none."
     if name not in TAXONOMIES: raise BadInput(f'unknown taxonomy {name!r}', fix=f'use one of {", ".join(TAXONOMIES)}')
     return TAXONOMIES[name]
 
@@ -87,49 +99,82 @@ class Segment:
     start: float
     end: float
     @property
-    def duration(self) -> float: return self.end - self.start
+    def duration(self) -> float:
+        "Seconds."
+        return self.end - self.start
 
+# %% ../nbs/01a_operations.ipynb #7930882f
 def fill_gaps(
-    segments: list[Segment], # sorted, without overlaps
-    null: str,               # the operation that a gap stands for
-    start: float = None,     # seconds; the first segment's start when absent
-    end: float = None,       # seconds; the last segment's end when absent
+    segments: list[Segment],    # sorted, without overlaps
+    null: str,                  # the operation that a gap stands for
+    start: float | None = None, # seconds; the first segment's start when absent
+    end: float | None = None,   # seconds; the last segment's end when absent
 ) -> list[Segment]:
     "Cover [start, end) completely: what no segment labels becomes a segment of `null`."
-    out, t = [], segments[0].start if start is None and segments else start or 0.
-    stop = segments[-1].end if end is None and segments else end or 0.
+    if start is None: start = segments[0].start if segments else 0.
+    if end is None: end = segments[-1].end if segments else 0.
+    out: list[Segment] = []
+    reached = start
     for s in segments:
-        if s.start > t + 1e-6: out.append(Segment(null, t, s.start))
-        out.append(s); t = s.end
-    if stop > t + 1e-6: out.append(Segment(null, t, stop))
+        if s.start > reached + 1e-6: out.append(Segment(null, reached, s.start))
+        out.append(s)
+        reached = s.end
+    if end > reached + 1e-6: out.append(Segment(null, reached, end))
     return out
 
 # %% ../nbs/01a_operations.ipynb #cb517174
-def _learnt(sequences, taxonomy) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "Transition counts (C, C), and mean and standard deviation (C,) of log seconds."
-    n = len(taxonomy); counts, logs = np.zeros((n, n)), [[] for _ in range(n)]
-    for seq in sequences:
-        for a, b in zip(seq, seq[1:]): counts[taxonomy.index(a.operation), taxonomy.index(b.operation)] += 1
-        for s in seq: logs[taxonomy.index(s.operation)].append(math.log(max(s.duration, .04)))
-    everything = sum(logs, []) or [math.log(5.) - 1, math.log(5.) + 1] # 5 s, give or take a factor e
-    pick = lambda f, few: np.array([f(l) if len(l) >= few else f(everything) for l in logs])
-    return counts, pick(np.mean, 1), np.maximum(pick(np.std, 2), .25)
+def _count_transitions(
+    sequences: list[list[Segment]], taxonomy: Taxonomy,
+) -> np.ndarray: # (C, C) float64: how often column follows row
+    "How often each operation follows each other one."
+    counts = np.zeros((len(taxonomy), len(taxonomy)))
+    for sequence in sequences:
+        for a, b in zip(sequence, sequence[1:], strict=False):
+            counts[taxonomy.index(a.operation), taxonomy.index(b.operation)] += 1
+    return counts
+
+# %% ../nbs/01a_operations.ipynb #9aa5dda9
+def _fit_durations(
+    sequences: list[list[Segment]], taxonomy: Taxonomy,
+) -> tuple[np.ndarray, np.ndarray]: # mean and standard deviation (C,) of log seconds
+    "A log-normal distribution for the durations of each operation."
+    logs: list[list[float]] = [[] for _ in range(len(taxonomy))]
+    for sequence in sequences:
+        for s in sequence: logs[taxonomy.index(s.operation)].append(math.log(max(s.duration, .04)))
+    everything = [x for one in logs for x in one] or [math.log(5.) - 1, math.log(5.) + 1]
+    means = np.array([np.mean(one or everything) for one in logs])
+    spreads = np.array([np.std(one if len(one) > 1 else everything) for one in logs])
+    return means, np.maximum(spreads, .25)
 
 # %% ../nbs/01a_operations.ipynb #b64c3fe0
-def _parsed(d: dict, path: object) -> tuple:
-    "Taxonomy, counts, both of the durations and epsilon; `BadInput` names `path` when they are no grammar."
+def _parsed(
+    d: dict, path: object,
+) -> tuple[Taxonomy, np.ndarray, np.ndarray, np.ndarray, float]: # taxonomy, counts, log_mean, log_std, epsilon
+    "What a stored grammar holds; `BadInput` names `path` when it is none."
     fix = 'learn the grammar again'
     try:
-        taxonomy = get_taxonomy(d['taxonomy']); n = len(taxonomy)
-        arrays = [np.array(d[name], np.float64) for name in ('counts', 'log_mean', 'log_std')]
+        taxonomy = get_taxonomy(d['taxonomy'])
+        counts, log_mean, log_std = (np.array(d[name], np.float64) for name in ('counts', 'log_mean', 'log_std'))
         epsilon, names = float(d['epsilon']), tuple(d['operations'])
     except (TypeError, KeyError, ValueError): raise BadInput('is no grammar', path, fix) from None
     if names != taxonomy.names: raise BadInput(f'has other operations than {taxonomy.name}', path, fix)
-    counts, _, log_std = arrays
-    if ([a.shape for a in arrays] != [(n, n), (n,), (n,)] or not all(np.isfinite(a).all() for a in arrays)
-            or (counts < 0).any() or (log_std <= 0).any() or not epsilon > 0):
+    n = len(taxonomy)
+    shaped = counts.shape == (n, n) and log_mean.shape == log_std.shape == (n,)
+    finite = all(np.isfinite(a).all() for a in (counts, log_mean, log_std))
+    if not (shaped and finite and (counts >= 0).all() and (log_std > 0).all() and epsilon > 0):
         raise BadInput('holds numbers that no grammar has', path, fix)
-    return taxonomy, *arrays, epsilon
+    return taxonomy, counts, log_mean, log_std, epsilon
+
+# %% ../nbs/01a_operations.ipynb #930b4cbb
+def _time_shares(
+    transitions: np.ndarray,  # (C, C), rows sum to 1
+    mean_seconds: np.ndarray, # (C,)
+) -> np.ndarray:              # (C,), sums to 1
+    "The share of time that each operation takes in the long run: visits times mean duration."
+    n = len(transitions)
+    balance = np.r_[(transitions.T - np.eye(n))[:-1], np.ones((1, n))]
+    time = np.linalg.solve(balance, np.eye(n)[-1])*mean_seconds
+    return time/time.sum()
 
 # %% ../nbs/01a_operations.ipynb #9c46bbd9
 @dataclass(frozen=True)
@@ -141,43 +186,39 @@ class Grammar:
     log_std: np.ndarray  # (C,) standard deviation of log seconds, at least 0.25
     epsilon: float = 0.5 # added to every count
     @classmethod
-    def learn(cls,
-        sequences: list[list[Segment]], # the segments of each session, in order
-        taxonomy: Taxonomy,
-        epsilon: float = 0.5,
-    ) -> 'Grammar':
-        "Count transitions and fit durations; an operation that was never seen gets the overall duration."
-        return cls(taxonomy, *_learnt(sequences, taxonomy), epsilon)
+    def learn(cls, sequences: list[list[Segment]], taxonomy: Taxonomy, epsilon: float = 0.5) -> 'Grammar':
+        "From the segments of each session, in order; an operation that was never seen gets the overall duration."
+        return cls(taxonomy, _count_transitions(sequences, taxonomy), *_fit_durations(sequences, taxonomy), epsilon)
     @property
     def transitions(self) -> np.ndarray:
         "(C, C) probabilities of the next operation; each row sums to 1; never itself."
-        p = self.counts + self.epsilon; np.fill_diagonal(p, 0)
+        p = self.counts + self.epsilon
+        np.fill_diagonal(p, 0)
         return p / p.sum(1, keepdims=True)
     @property
     def prior(self) -> np.ndarray:
-        "(C,) the share of time that each operation takes in the long run: visits times mean duration; sums to 1."
-        n = len(self.taxonomy); balance = np.r_[(self.transitions.T - np.eye(n))[:-1], np.ones((1, n))]
-        time = np.linalg.solve(balance, np.eye(n)[-1])*np.exp(self.log_mean + self.log_std**2/2)
-        return time/time.sum()
+        "(C,) the share of time that each operation takes in the long run; sums to 1."
+        return _time_shares(self.transitions, np.exp(self.log_mean + self.log_std**2/2))
     def after(self, operation: str) -> dict[str, float]:
         "What follows `operation`: every other one's probability, the likeliest first; they sum to 1."
-        i = self.taxonomy.index(operation); row = self.transitions[i]
+        i = self.taxonomy.index(operation)
+        row = self.transitions[i]
         return {self.taxonomy.names[j]: float(row[j]) for j in np.argsort(-row, kind='stable') if j != i}
     def next(self, operation: str) -> str:
         "The operation that most often follows `operation`."
         return next(iter(self.after(operation)))
     def to_dict(self) -> dict:
         "JSON's shape: lists in the taxonomy's order."
-        return dict(taxonomy=self.taxonomy.name, operations=list(self.taxonomy.names), counts=self.counts.tolist(),
-                    log_mean=self.log_mean.tolist(), log_std=self.log_std.tolist(), epsilon=self.epsilon)
+        arrays = dict(counts=self.counts.tolist(), log_mean=self.log_mean.tolist(), log_std=self.log_std.tolist())
+        return dict(taxonomy=self.taxonomy.name, operations=list(self.taxonomy.names), **arrays, epsilon=self.epsilon)
     def save(self, path: str | Path):
         "Write it as JSON; the same grammar gives the same bytes."
         write_json(path, self.to_dict())
     @classmethod
     def load(cls, path: str | Path) -> 'Grammar':
-        "Read what `save` wrote; `BadInput` when it is something else or of another taxonomy."
+        "Read what `save` wrote; raises `BadInput` when it is something else or of another taxonomy."
         return cls.from_dict(read_json(path, 'learn the grammar again'), path)
     @classmethod
     def from_dict(cls, d: dict, path: object = 'grammar') -> 'Grammar':
-        "What `to_dict` gave; `BadInput` names `path` when it is something else."
+        "What `to_dict` gave; raises `BadInput`, which names `path`, when it is something else."
         return cls(*_parsed(d, path))

@@ -7,24 +7,28 @@ __all__ = ['create_server', 'serve']
 
 # %% ../nbs/04_serve.ipynb #d675d207
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .api import create_app
 from .app import mount
 from .engine import Engine
 
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
 # %% ../nbs/04_serve.ipynb #e6038e75
 def create_server(
-    model: str = 'twin',
-    adapter: str | Path = None, # a folder; 'none'; the model's own when absent, which only `twin` has
-    example: str | Path = None, # a video that the page offers
-):
-    "The API with the page mounted at `/`."
+    model: str | Path = 'tiny',
+    adapter: str | Path | None = None, # a folder; 'none'; the model's own when absent, which only `tiny` has
+    example: str | Path | None = None, # a video that the page offers
+) -> 'FastAPI':
+    "The API with the page mounted at `/`. Raises `BadInput` when the model or the adapter cannot be loaded."
     engine = Engine(model, adapter)
     return mount(create_app(engine), engine, example)
 
 def serve(
-    model: str = 'twin',
-    adapter: str | Path = None, # a folder; 'none'; the model's own when absent, which only `twin` has
+    model: str | Path = 'tiny',
+    adapter: str | Path | None = None, # a folder; 'none'; the model's own when absent, which only `tiny` has
     host: str = '127.0.0.1',
     port: int = 8000,
 ):
