@@ -18,7 +18,7 @@ import numpy as np
 from scipy.linalg import expm
 from scipy.special import log_ndtr
 
-from .adapters import Adapter
+from .adapters import OLD_NAMES, Adapter
 from .basics import BadInput, Picture, progress
 from .clips import CLIP_SECONDS, Clip, window_starts
 from .decode import Prediction, answer_batches
@@ -414,8 +414,6 @@ def fit_timeline(
     return _least_interference(found, plain, slack)
 
 # %% ../nbs/03b_timeline.ipynb #5a290fd6
-_OLD_NAMES = dict(weight='emission_scale', fusion='grammar_weight', rounds='em_iterations')
-
 @dataclass(frozen=True)
 class TimelinePrior:
     "What is known of the order of work before a video is seen, and how far to heed it."
@@ -440,7 +438,7 @@ class TimelinePrior:
     @classmethod
     def from_dict(cls, d: dict) -> 'TimelinePrior':
         "What `to_dict` gave, now or by its old names: weight, fusion, rounds."
-        values = {_OLD_NAMES.get(name, name): value for name, value in d.items()}
+        values = {OLD_NAMES.get(name, name): value for name, value in d.items()}
         return cls(**values | dict(grammar=Grammar.from_dict(values['grammar'])))
 
 # %% ../nbs/03b_timeline.ipynb #c8cb0fe2
