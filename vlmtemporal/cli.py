@@ -70,10 +70,10 @@ def _region(roi: str | None) -> tuple[float, float, float, float] | None:
     if roi == 'workspace': return WORKSPACE
     return check_roi(roi.split(',')) if roi else None
 
-def _spec(sampler: str, k: int, roi: str | None, context: float = 0.):
-    "The `FrameSpec` of these options. Raises `BadInput` when one of them cannot be used."
+def _spec(sampler: str, roi: str | None, **rest):
+    "The `FrameSpec` of these options, the rest by its own defaults. Raises `BadInput` when one of them cannot be used."
     from vlmtemporal.frames import FrameSpec
-    return FrameSpec(sampler, k, roi=_region(roi), context_seconds=context)
+    return FrameSpec(sampler, roi=_region(roi), **rest)
 
 # %% ../nbs/04e_cli.ipynb #8102b178
 Config = Annotated[Path | None, typer.Option(help='JSON file with settings of the training.')]
@@ -141,7 +141,7 @@ def sample(
     from vlmtemporal.sampling import compare_samplers
     from vlmtemporal.video import open_video
     samplers = (sampler, 'uniform') if plot else (sampler,)
-    compared = compare_samplers(open_video(video), start, samplers, spec=_spec(sampler, k, roi))
+    compared = compare_samplers(open_video(video), start, samplers, spec=_spec(sampler, roi, k=k))
     if plot: compared.picture().save(plot)
     found = compared.clips[0].to_dict()
     rows = [f"{f['index']:5d} {f['time']:9.2f} {f['score']:7.3f}" for f in found['frames']]
@@ -213,7 +213,7 @@ def build(
     """
     from vlmtemporal.dataset import build
     from vlmtemporal.inspection import write_samples
-    built = build(root, out, split, _spec(sampler, k, roi, context), max_clips=max_clips, seed=seed,
+    built = build(root, out, split, _spec(sampler, roi, k=k, context_seconds=context), max_clips=max_clips, seed=seed,
                   workers=workers or os.cpu_count() or 1, kinds=tuple(clips.split(',')),
                   boost_boundaries=boost_boundaries, protocol=protocol, hard_jitter=hard_jitter)
     for line in [line for b in built for line in _built(b)]: typer.echo(line)
@@ -411,7 +411,7 @@ def ablate(
     if compare not in VARIANTS:
         raise BadInput(f'nothing is called {compare!r}', '--compare', f'use {" or ".join(VARIANTS)}')
     table = ablate(root, out, model, train_config(config, settings or ()), variants=VARIANTS[compare], seeds=seeds,
-                   clips=clips, max_clips=max_clips, spec=_spec(sampler, 8, roi), protocol=protocol,
+                   clips=clips, max_clips=max_clips, spec=_spec(sampler, roi), protocol=protocol,
                    workers=workers or os.cpu_count() or 1, seed=seed)
     _emit(as_json, table.to_dict(), f'{table._repr_markdown_()}\n\nreport in {out/"report.html"}')
 
@@ -437,7 +437,7 @@ def lopo(
     from vlmtemporal.eval import leave_one_person_out
     from vlmtemporal.train import train_config
     done = leave_one_person_out(root, out, model, train_config(config, settings or ()), people=who or (), clips=clips,
-                                max_clips=max_clips, spec=_spec(sampler, 8, roi), seed=seed,
+                                max_clips=max_clips, spec=_spec(sampler, roi), seed=seed,
                                 workers=workers or os.cpu_count() or 1)
     _emit(as_json, done.to_dict(), f'{done.title}\n\n{done._repr_markdown_()}\n\nreport in {out/"report.html"}')
 
