@@ -1,6 +1,6 @@
 """Chapter 0's speed and memory: what scoring costs beside decoding, and what one pass over a session saves.
 
-    python bench/sampling.py [--runs 5] [--only speed,clips,memory]
+    python bench/sampling.py [--runs 5] [--only speed,clips,memory,sizes]
 
 Every table is measured in one run, the rows of a table in turn, so that a drift of the machine's speed meets all of
 them; a row shows the median over the runs. The bound that a row must hold stands beside it; the exit code is 1 when
@@ -9,18 +9,20 @@ one does not.
 import argparse, os, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 from PIL import Image
 
 from vlmtemporal.clips import session_clips
 from vlmtemporal.frames import clip_grid, cut_frames
-from vlmtemporal.openpack import sessions
+from vlmtemporal.openpack import annotation_path, sessions, write_annotation
+from vlmtemporal.operations import LOGISTICS, Segment
 from vlmtemporal.samplers import get_sampler
 from vlmtemporal.sampling import sample_clip
 from vlmtemporal.scores import entropy, score_video
 from vlmtemporal.twin import make_twin, mock_data
-from vlmtemporal.video import ffmpeg, open_video
+from vlmtemporal.video import ffmpeg, open_video, stamp
 
 failed = []
 
@@ -53,18 +55,16 @@ def with_opencv(path):
     cap = cv2.VideoCapture(path)
     while (got := cap.read())[0]: cv2.cvtColor(got[1], cv2.COLOR_BGR2RGB)
 
-def with_decord(path):
-    "The same with decord, where there is one."
-    import decord
-    video = decord.VideoReader(path, num_threads=1)
-    for i in range(0, len(video), 16): video.get_batch(range(i, min(i + 16, len(video)))).asnumpy()
+def with_pyav(path):
+    "The same with PyAV, its own way."
+    with av.open(path) as container:
+        for frame in container.decode(video=0): frame.to_ndarray(format='rgb24')
 
 
 def speed(video, runs):
     path = video.info.path
-    loops = {'only decode, OpenCV': lambda: with_opencv(path), 'only decode, decord': lambda: with_decord(path),
+    loops = {'only decode, OpenCV': lambda: with_opencv(path), 'only decode, PyAV': lambda: with_pyav(path),
              'only decode, `Video.blocks`': lambda: [None for _ in video.blocks()]}
-    if video.info.backend != 'decord': del loops['only decode, decord']
     scored = {f'decode and score: {n}': lambda n=n: score_video(video, (n,)) for n in ('entropy', 'novelty', 'flow')}
     took = in_turn(loops | scored, runs)
     base = min(took[n] for n in loops)
@@ -124,7 +124,6 @@ def memory():
             'from pathlib import Path',
             'from vlmtemporal.scores import score_video',
             'from vlmtemporal.video import open_video',
-            'import decord',
             'kb = lambda what: int(re.search(what + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])',
             'before = kb("VmRSS")',
             'n = len(score_video(open_video(sys.argv[1]), (sys.argv[2],))[sys.argv[2]])',
@@ -140,10 +139,65 @@ def memory():
         table('Scoring one hour of 640x480', ('score', 'frames', 'seconds', 'MB above the imports', 'must be'), rows)
 
 
+SIZES = {'480p': (854, 480), '720p': (1280, 720), '1080p': (1920, 1080), '4K': (3840, 2160), '8K': (7680, 4320)}
+FILES = { # name -> FFmpeg's source, seconds, frames from one key frame to the next
+    **{f'{name}, 25 frames/s': (f'testsrc2=s={w}x{h}:r=25', 6, 250) for name, (w, h) in SIZES.items()},
+    **{f'320x240, {rate} frames/s': (f'testsrc2=s=320x240:r={rate}', 12, 250) for rate in (1, 25, 240, 1000)},
+    '4096x4096 of one grey, 60 kB': ('color=gray:s=4096x4096:r=25', 6, 250)}
+PEAK = '''
+import re, sys, warnings
+from pathlib import Path
+warnings.simplefilter('ignore')
+def kb(what): return int(re.search(what + r":\\s+(\\d+)", Path('/proc/self/status').read_text())[1])
+video, root = sys.argv[1:]
+{prepare}
+before = kb('VmRSS')
+Path('/proc/self/clear_refs').write_text('5') # the peak so far was that of the imports
+{work}
+print((kb('VmHWM') - before)/1024)
+'''
+WORK = { # name -> (what is imported and loaded before, what is measured)
+    'sample': ('from vlmtemporal.sampling import sample_clip\nfrom vlmtemporal.video import open_video',
+               'sample_clip(open_video(video), .5)'),
+    'build': ('from vlmtemporal.dataset import build', 'build(root, root + "/shards")'),
+    'analyze': ('from vlmtemporal.engine import Engine\nengine = Engine("tiny")', 'engine.analyze(video)')}
+
+
+def made_session(folder, source, seconds, group):
+    "A data set of one recording: half of it one operation, half of it another. Returns the recording."
+    video = folder/'U0101/kinect/color-masked/videos/S0100'/f'{stamp(0)}.mp4'
+    video.parent.mkdir(parents=True)
+    encode = ['-c:v', 'libx264', '-preset', 'ultrafast', '-g', group, '-pix_fmt', 'yuv420p', '-threads', 2]
+    command = [ffmpeg(), '-v', 'error', '-f', 'lavfi', '-i', source, '-t', seconds, *encode, video]
+    subprocess.run([*map(str, command)], check=True)
+    halves = [Segment('Tape', 0, seconds/2), Segment('Pack', seconds/2, seconds)]
+    table_of = annotation_path(folder, 'U0101', 'S0100')
+    write_annotation(table_of, 'U0101', 'S0100', [(1, s) for s in halves], 0., LOGISTICS)
+    return video
+
+
+def sizes():
+    "Peak memory of a process above its imports, by size and rate of a recording of a few seconds."
+    rows = []
+    for name, (source, seconds, group) in FILES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            video, row = made_session(Path(folder), source, seconds, group), [name]
+            for work, (prepare, measured) in WORK.items():
+                program = PEAK.format(prepare=prepare, work=measured)
+                command = [sys.executable, '-c', program, video, folder]
+                run = subprocess.run(command, capture_output=True, text=True)
+                mb = float(run.stdout.split()[-1]) if not run.returncode else None
+                if mb is None: print(run.stderr[-300:], file=sys.stderr)
+                elif not name.startswith('8K'): bound(f'memory of {work}, {name}', mb, most=400)
+                row.append('-' if mb is None else f'{mb:.0f}')
+        rows.append((*row, '' if name.startswith('8K') else '<= 400'))
+    table('Peak memory, MB above the imports (and the small model)', ('recording', *WORK, 'must be'), rows)
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--runs', type=int, default=5)
-    p.add_argument('--only', default='speed,clips,memory')
+    p.add_argument('--only', default='speed,clips,memory,sizes')
     a = p.parse_args()
     only = a.only.split(',')
     print(f'{os.cpu_count()} cores, {time.strftime("%Y-%m-%d")}')
@@ -153,6 +207,7 @@ def main():
             speed(sessions(make_twin(Path(folder)/'wide', subjects=1, boxes=2, size=(1280, 720)))[0].open(), a.runs)
     if 'clips' in only: clips(min(a.runs, 3))
     if 'memory' in only: memory()
+    if 'sizes' in only: sizes()
     if failed: sys.exit(f'\ndoes not hold: {"; ".join(failed)}')
 
 

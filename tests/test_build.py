@@ -1,11 +1,14 @@
 "Building a data set: killed, short of disk, run twice, on other sources, and damaged afterwards."
 import json, os, random, resource, shutil, signal, subprocess, sys, time
+from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import pytest
 
-from vlmtemporal.basics import BadInput, file_hash
+from vlmtemporal import decoding
+from vlmtemporal.basics import BadInput, VLMTemporalWarning, file_hash
 from vlmtemporal.clips import session_clips
 from vlmtemporal.dataset import build
 from vlmtemporal.frames import FrameSpec
@@ -35,6 +38,32 @@ def session_processes(pid):
 def _group(p):
     try: return int((p/'stat').read_text().rsplit(')', 1)[1].split()[2])
     except (OSError, IndexError): return None
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    "A session whose recording is damaged in its middle: ten packets from 20.0 s on are zeros."
+    root = make_twin(tmp_path/'root', subjects=1, boxes=1, seed=3)
+    source = sessions(root)[0].source
+    with av.open(str(source)) as container: places = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+    data = bytearray(source.read_bytes())
+    for at, size in places[500:510]: data[at:at + size] = bytes(size)
+    source.write_bytes(data)
+    return root
+
+
+def test_a_recording_found_damaged_while_it_is_cut_is_planned_anew(damaged, tmp_path, monkeypatch):
+    "As if its damage had been known from the start; the index tells of it."
+    builds = []
+    for pixels in (2**40, 0): # decoded when it is opened, or not
+        monkeypatch.setattr(decoding, 'SMALL', pixels)
+        monkeypatch.setattr(decoding, '_known', OrderedDict())
+        with pytest.warns(VLMTemporalWarning, match='are damaged and were skipped: at 20.00-'):
+            built, = build(damaged, tmp_path/str(pixels), 'train', EVEN)
+        builds.append((built.examples, built.lacking, contents(tmp_path/str(pixels)/'train')))
+    assert builds[0] == builds[1] and builds[0][0] > 10
+    (key, notes), = Shards(tmp_path/'0'/'train').notes.items()
+    assert key.endswith('S0100') and 'are damaged and were skipped' in notes[0]
 
 
 def test_killed_anywhere_and_run_again_it_ends_in_the_same_bytes(mock, tmp_path):

@@ -11,7 +11,8 @@ from vlmtemporal.operations import LOGISTICS
 def test_sample(cli, video, tmp_path):
     code, out, err = cli('sample', video, '--json', '--plot', tmp_path/'p.png')
     d = json.loads(out)
-    assert code == 0 and set(d) == {'video', 'sampler', 'fps', 'n_frames', 'frames'} and len(d['frames']) == 8
+    assert code == 0 and set(d) == {'video', 'sampler', 'fps', 'n_frames', 'frames', 'warnings'}
+    assert len(d['frames']) == 8 and d['warnings'] == []
     assert [f['index'] for f in d['frames']] == sorted({f['index'] for f in d['frames']})
     assert all(set(f) == {'index', 'time', 'score'} for f in d['frames'])
     assert (tmp_path/'p.png').read_bytes()[:4] == b'\x89PNG'
@@ -29,7 +30,7 @@ def test_predict(cli, video):
 def test_analyze(cli, video, tmp_path):
     code, out, _ = cli('analyze', video, '--stride', 30, '--json', '--plot', tmp_path/'t.png')
     d = json.loads(out)
-    assert code == 0 and set(d) == {'video', 'fps', 'segments', 'next'} and d['segments'][0]['start'] == 0
+    assert code == 0 and set(d) == {'video', 'fps', 'segments', 'next', 'warnings'} and d['segments'][0]['start'] == 0
     assert (tmp_path/'t.png').exists()
     assert all(a['end'] == b['start'] for a, b in zip(d['segments'], d['segments'][1:]))
 
@@ -75,7 +76,7 @@ def test_help_teaches(cli):
     assert all("'none'" in cli(c, '--help')[1] for c in ('predict', 'analyze', 'serve'))
 
 
-USAGE = ('nonsense',), ('sample',), ('serve', '--port', '0'), ('train', 'a', 'b', '--lr', '1')
+USAGE = ('nonsense',), ('sample',), ('serve', '--port'), ('train', 'a', 'b', '--lr', '1')
 
 
 @pytest.mark.parametrize('typed', USAGE)
@@ -176,6 +177,7 @@ def bad(tmp_path, mock, video):
     (tmp_path/'index'/'index.json').write_text('{"format": 1}')
     (tmp_path/'stranger').mkdir()
     shutil.copytree(mock/'U0101', tmp_path/'stranger'/'U0999')
+    (tmp_path/'stranger'/csv.replace('U0101', 'U0999')).write_text(good.replace('U0101', 'U0999'))
     return tmp_path
 
 
@@ -185,6 +187,7 @@ BAD = {
     'text': ('sample', 'text.mp4'),
     'folder without frames': ('analyze', 'folder'),
     'no frame': ('sample', 'VIDEO', '--k', '0'),
+    'no port': ('serve', '--port', '0'),
     'missing column': ('build', 'column', 'out'),
     'reversed segment': ('build', 'reversed', 'out'),
     'unknown operation': ('study', 'operation'),

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from vlmtemporal import twin
-from vlmtemporal.basics import BadInput, read_json
+from vlmtemporal.basics import BadInput, read_json, write_json
 from vlmtemporal.openpack import annotation_path, sessions, video_path, write_annotation
 from vlmtemporal.operations import get_taxonomy
 from vlmtemporal.twin import MOCK, make_twin
@@ -20,6 +20,16 @@ def script_of(subject):
 def test_recipe(mock):
     found = read_json(mock/'twin.json')
     assert {name: found[name] for name in MOCK} == MOCK
+
+
+def test_a_recipe_of_an_older_version_is_the_same_twin(mock, tmp_path):
+    "What it does not say has its default; what is not known makes it another one."
+    recipe = read_json(mock/'twin.json')
+    write_json(tmp_path/'twin.json', {k: v for k, v in recipe.items() if k not in ('crf', 'size')})
+    twin._claim(tmp_path, recipe)
+    with pytest.raises(BadInput, match='another twin'): twin._claim(tmp_path, recipe | dict(crf=20))
+    write_json(tmp_path/'twin.json', recipe | dict(weather='rain'))
+    with pytest.raises(BadInput, match='another twin'): twin._claim(tmp_path, recipe)
 
 
 @pytest.mark.parametrize('subject', PEOPLE)

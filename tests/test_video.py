@@ -1,13 +1,17 @@
 "Real and broken sources, and own ones with known content; those that need real data are skipped where it is absent."
 import struct, subprocess, sys, threading, warnings
+from collections import OrderedDict
 
+import av
 import numpy as np
 import pytest
 
+from vlmtemporal import decoding
 from vlmtemporal import video as module
 from vlmtemporal.basics import BadInput, VLMTemporalWarning
 from vlmtemporal.openpack import sessions
 from vlmtemporal.scores import SCORES, score_video
+from vlmtemporal.sources import Recounted
 from vlmtemporal.video import ffmpeg, normalise, open_video, probe, write_video
 
 WHOLE = 'bikes.mp4', 'flipping_a_pancake.mkv', 'bigbuckbunny.mp4', 'video_90.mov', 'unordered.mov'
@@ -40,7 +44,7 @@ def test_openpack_sample(shared):
     assert session.segments[0].start == pytest.approx(11.113) and session.segments[0].operation == 'Picking'
 
 
-@pytest.mark.parametrize('name, frames', [('flipping_a_pancake.mkv', 310), ('corrupted.mp4', 28), ('bikes.mp4', 250),
+@pytest.mark.parametrize('name, frames', [('flipping_a_pancake.mkv', 310), ('corrupted.mp4', 49), ('bikes.mp4', 250),
                                           ('unordered.mov', 4), ('bad_video_sample.mp4', 15)])
 @pytest.mark.filterwarnings('ignore::vlmtemporal.basics.VLMTemporalWarning')
 def test_frames_that_can_be_read(shared, name, frames):
@@ -50,12 +54,13 @@ def test_frames_that_can_be_read(shared, name, frames):
     assert video.read([frames - 1, 0]).shape == (2, video.info.height, video.info.width, 3)
 
 
-def test_a_header_that_lies_is_reported(shared, cli):
+def test_damage_is_reported(shared, cli):
     path = shared/'videos'/'corrupted.mp4'
-    with pytest.warns(VLMTemporalWarning, match='28 of 50 frames can be decoded'): assert probe(path).n_declared == 50
+    with pytest.warns(VLMTemporalWarning, match="1 of 50 frames are damaged and were skipped: at 3.00 s"):
+        assert probe(path).n_declared == 50
     code, out, err = cli('sample', path)
     assert code == 0 and len(out.splitlines()) == 9
-    assert err.startswith('warning: ') and '28 of 50' in err and len(err.splitlines()) == 1
+    assert err.startswith('warning: ') and '1 of 50' in err and len(err.splitlines()) == 1
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         probe(shared/'videos'/'flipping_a_pancake.mkv') # a whole file is not complained about
@@ -162,19 +167,6 @@ def test_parts_show_the_frames_of_a_pass(many_parts, monkeypatch):
     assert all((scores[0][n] == scores[1][n]).all() for n in SCORES)
 
 
-def test_a_part_that_opencv_begins_at_the_wrong_frame_is_decords(many_parts, monkeypatch):
-    video = open_video(many_parts)
-    want = video.read(range(len(video)))
-    class Late:
-        "A capture that seeks three frames too far."
-        def __init__(self, path): self.cap = true(path)
-        def set(self, what, i): self.cap.set(what, i + 3)
-        def __getattr__(self, name): return getattr(self.cap, name)
-    true = module._capture
-    monkeypatch.setattr(module, '_capture', Late)
-    assert (scanned(video, 4) == want).all()
-
-
 @pytest.mark.parametrize('name', WHOLE)
 def test_parts_of_real_files(shared, name):
     video, seen = open_video(shared/'videos'/name), []
@@ -199,37 +191,6 @@ def test_what_was_handed_out_stays_as_it_is(drawn):
     assert (np.concatenate([block for _, block in blocks]) == want).all()
 
 
-def test_where_opencv_disagrees_decord_goes_on(drawn, monkeypatch):
-    "Times that differ from some frame on, and pictures that differ from the start."
-    video = open_video(drawn)
-    want = video.read(range(50))
-    true = module._capture
-    class Lies:
-        "A capture whose times, pictures or number of frames are not decord's from some frame on."
-        def __init__(self, path): self.cap, self.n = true(path), 0
-        def grab(self):
-            self.n += 1
-            return not (lie == 'end' and self.n > 30) and self.cap.grab()
-        def retrieve(self, out):
-            there, picture = self.cap.retrieve(out)
-            if lie == 'picture': picture[:] = 255 - picture
-            return there, picture
-        def get(self, what): return self.cap.get(what) + 100*(lie == 'time' and self.n > 20)
-        def release(self): self.cap.release()
-    monkeypatch.setattr(module, '_capture', Lies)
-    for lie in ('time', 'picture', 'end'):
-        assert (np.concatenate([b for _, b in video.blocks()]) == want).all(), lie
-
-
-def test_opencv_reads_what_decord_reads(drawn):
-    both = [open(drawn) for open in (module._DecordVideo, module._OpenCVVideo)]
-    for v in both: v.limit = 60
-    a, b = ([f for _, f in v.blocks()] for v in both)
-    assert np.allclose(both[0].times, both[1].times, atol=1e-3)
-    assert np.abs(np.concatenate(a).astype(int) - np.concatenate(b)).mean() < 2
-    assert (both[1].read([30, 2]) == np.concatenate(b)[[30, 2]]).all()
-
-
 def test_a_cut_off_file_is_read_to_its_real_end(drawn, tmp_path):
     run('-i', drawn, '-c', 'copy', tmp_path/'whole.mkv')
     data = (tmp_path/'whole.mkv').read_bytes()
@@ -243,19 +204,105 @@ def test_a_cut_off_file_is_read_to_its_real_end(drawn, tmp_path):
 
 
 def test_a_decoder_that_hangs_is_given_up(drawn, monkeypatch):
-    "Hanging at the start: OpenCV takes over. Hanging later: one sentence, in time."
-    forever = threading.Event()
-    class Hangs:
-        def __init__(self, path): forever.wait()
-    monkeypatch.setattr(module, '_DecordVideo', Hangs)
-    video = open_video(drawn, limit=.5)
-    assert video.info.backend == 'opencv' and len(video) == 50
-    monkeypatch.setattr(module, '_capture', lambda path: forever.wait())
+    "Hanging at the start or later: one sentence, in time."
+    forever, video = threading.Event(), open_video(drawn, limit=.5)
+    monkeypatch.setattr(decoding, '_open', lambda *args: forever.wait())
     with pytest.raises(BadInput, match='hangs'): video.read([3])
     with pytest.raises(BadInput, match='hangs'): list(video.blocks())
-    monkeypatch.setattr(module, '_OpenCVVideo', Hangs)
+    monkeypatch.setattr(decoding, '_known', OrderedDict())
     with pytest.raises(BadInput, match='hangs'): open_video(drawn, limit=.5)
     forever.set()
+
+
+def test_want_of_memory_is_a_sentence(drawn, monkeypatch):
+    video = open_video(drawn)
+    def starves(*args): raise MemoryError
+    monkeypatch.setattr(decoding, '_frames_of', starves)
+    with pytest.raises(BadInput, match='needs more memory to decode than there is'): video.read([40])
+    with pytest.raises(BadInput, match='needs more memory to decode than there is'): list(video.blocks())
+    monkeypatch.setattr(decoding, '_known', OrderedDict())
+    with pytest.raises(BadInput, match='needs more memory to decode than there is'): open_video(drawn)
+
+
+class Leads:
+    "A container that leads every seek somewhere else."
+    def __init__(self, container, amiss): self.container, self.amiss = container, amiss
+    def seek(self, stamp, stream): self.container.seek(self.amiss(stamp), stream=stream)
+    def __getattr__(self, name): return getattr(self.container, name)
+
+
+@pytest.mark.parametrize('amiss', [lambda t: t + 400, lambda t: 10**9, lambda t: 0, lambda t: t - 300])
+def test_a_jump_that_leads_elsewhere_shows_nothing_wrong(many_parts, monkeypatch, amiss):
+    "Too far, behind the end, to the start, too early: the frames are the same."
+    video = open_video(many_parts)
+    want = video.read(range(len(video)))
+    true = decoding._open
+    def opened(*args):
+        found = true(*args)
+        found.container = Leads(found.container, amiss)
+        return found
+    monkeypatch.setattr(decoding, '_open', opened)
+    last = len(video) - 1
+    assert all((video.read([i])[0] == want[i]).all() for i in (last - 4, 12, last - 3, 20, 0, last))
+    assert (scanned(video, 4) == want).all()
+
+
+def test_damage_in_the_middle_of_a_long_file(drawn, tmp_path, monkeypatch):
+    "The container's list is believed when the file is opened; who meets the damage is told, and then has the truth."
+    run('-i', drawn, '-c:v', 'libx264', '-g', '10', '-bf', '0', '-pix_fmt', 'yuv420p', tmp_path/'long.mp4')
+    data = bytearray((tmp_path/'long.mp4').read_bytes())
+    with av.open(str(tmp_path/'long.mp4')) as container:
+        places = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+    for at in (25, 26): data[places[at][0]:places[at][0] + places[at][1]] = bytes(places[at][1])
+    (tmp_path/'long.mp4').write_bytes(data)
+    monkeypatch.setattr(decoding, 'SMALL', 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        video = open_video(tmp_path/'long.mp4')
+    assert len(video) == 50 and (video.read([12])[0] == open_video(drawn).read([12])[0]).mean() > .5
+    with pytest.raises(Recounted, match='2 of 50 frames are damaged and were skipped: at 1.00-1.04 s'): video.read([27])
+    assert len(video) == 48 and video.times[25] == pytest.approx(27/25)
+    truth = np.concatenate([block for _, block in video.blocks()])
+    assert len(truth) == 48 and all((video.read([i])[0] == truth[i]).all() for i in (47, 24, 25, 3))
+    with pytest.warns(VLMTemporalWarning, match='2 of 50'): assert len(open_video(tmp_path/'long.mp4')) == 48
+
+
+def test_a_long_recording_whose_clock_begins_anew_is_counted_in_the_order_shown(drawn, tmp_path, monkeypatch):
+    "A second clip put behind the first, its clock inside that of the first: sorted by time, the clips would mix."
+    for name, loops, late in (('first', 5, 0), ('second', 1, 2.013)):
+        run('-stream_loop', loops, '-i', drawn, '-c:v', 'libx264', '-g', '10', '-crf', '12', '-output_ts_offset', late,
+            tmp_path/f'{name}.mkv')
+    both = tmp_path/'both.mkv'
+    both.write_bytes((tmp_path/'first.mkv').read_bytes() + (tmp_path/'second.mkv').read_bytes())
+    monkeypatch.setattr(decoding, 'SMALL', 0)
+    with pytest.warns(VLMTemporalWarning, match='started anew 1 times'): video = open_video(both)
+    assert len(video) == 400 and all(level(video.read([i])) == [i % 50] for i in (280, 390, 40, 310))
+
+
+@pytest.mark.parametrize('change', ['another', 'longer', 'gone'])
+def test_a_file_that_changes_while_it_is_open_is_refused(drawn, tmp_path, change):
+    "Its stamps may be the same, its pictures are not."
+    path = tmp_path/'live.mp4'
+    path.write_bytes(drawn.read_bytes())
+    video = open_video(path)
+    video.read([3])
+    if change == 'another': run('-i', drawn, '-vf', 'negate', path)
+    if change == 'longer': path.write_bytes(drawn.read_bytes() + bytes(100))
+    if change == 'gone': path.unlink()
+    what = 'can no longer be read' if change == 'gone' else 'has changed since it was opened'
+    for use in (lambda: video.read([4]), lambda: video.read([40]), lambda: list(video.blocks())):
+        with pytest.raises(BadInput, match=what): use()
+
+
+def test_no_frames_and_names_that_no_system_takes(drawn):
+    video = open_video(drawn)
+    assert video.read([]).shape == (0, 64, 96, 3) and video.read([], size=(10, 20)).shape == (0, 20, 10, 3)
+    with pytest.raises(BadInput, match='no such video'): open_video('x'*5000)
+
+
+def test_sound_that_goes_on_after_the_picture_is_no_damage(drawn, tmp_path):
+    run('-i', drawn, '-f', 'lavfi', '-i', 'sine=d=20', '-c:v', 'wmv2', tmp_path/'long.wmv')
+    assert probe(tmp_path/'long.wmv').notes == ()
 
 
 def test_normalise_leaves_nothing_half_written(drawn, tmp_path):

@@ -6,18 +6,21 @@
 __all__ = ['Span', 'PredictResponse', 'Problem', 'create_app']
 
 # %% ../nbs/04b_api.ipynb #bf4ad1bc
-import asyncio, shutil, tempfile
+import asyncio, errno, shutil, tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import FastAPI, File, Form, HTTPException, UploadFile
+from fastapi import FastAPI, File, Form, HTTPException, Request, UploadFile
+from fastapi.exception_handlers import http_exception_handler
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from .basics import BadInput
+from .basics import BadInput, check_number, error_code, writing
 from .engine import Busy, Engine, public_message
 
 # %% ../nbs/04b_api.ipynb #c1bea0d1
@@ -53,6 +56,7 @@ class PredictResponse(BaseModel):
     probabilities: dict[str, float]
     parsed_by: str
     latency_ms: float
+    warnings: list[str] = [] # what is wrong with the video, a sentence each
 
 # %% ../nbs/04b_api.ipynb #3da3a49b
 class Problem(BaseModel):
@@ -62,7 +66,9 @@ class Problem(BaseModel):
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     400: dict(model=Problem, description='The video or the start cannot be used'),
     413: dict(model=Problem, description='The upload is too large'),
-    503: dict(model=Problem, description='Too many requests are waiting')}
+    422: dict(model=Problem, description='A field of the form is missing or wrong'),
+    503: dict(model=Problem, description='Too many requests are waiting'),
+    507: dict(model=Problem, description='The server has no room for the upload')}
 
 # %% ../nbs/04b_api.ipynb #c66d9925
 @contextmanager
@@ -72,11 +78,25 @@ def _http_errors() -> Iterator[None]:
     except BadInput as e: raise HTTPException(400, public_message(e)) from None
     except Busy as e: raise HTTPException(503, str(e), {'Retry-After': '60'}) from None
 
+# %% ../nbs/04b_api.ipynb #2d29dce3
 def _save(upload: UploadFile, folder: Path) -> Path:
-    "Copy an upload to a file in `folder`, with the suffix that it came with."
-    path = folder/('upload' + Path(upload.filename or '').suffix[:8])
-    with open(path, 'wb') as f: shutil.copyfileobj(upload.file, f)
+    "Copy an upload to a file in `folder`."
+    path = folder/'upload'
+    with writing(path), open(path, 'wb') as f: shutil.copyfileobj(upload.file, f)
     return path
+
+async def _unprocessable(request: Request, error: Exception) -> JSONResponse:
+    "A form that lacks something, in one sentence."
+    first = error.errors()[0] if isinstance(error, RequestValidationError) else dict(loc=('form',), msg=str(error))
+    return JSONResponse(dict(detail=f'{first["loc"][-1]}: {first["msg"]}'), 422)
+
+# %% ../nbs/04b_api.ipynb #47848552
+async def _refusal(request: Request, error: Exception) -> Response:
+    "An HTTP error as it is; 507 when there was no room for the upload."
+    if error_code(error) not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+        if isinstance(error, StarletteHTTPException): return await http_exception_handler(request, error)
+        raise error
+    return JSONResponse(dict(detail='the server has no room for the video; try again later'), 507)
 
 # %% ../nbs/04b_api.ipynb #a8cc54ee
 def create_app(
@@ -84,9 +104,14 @@ def create_app(
     max_bytes: int = 200 << 20, # of one upload
     at_once: int = 4,           # predictions that may run at once
 ) -> FastAPI:
-    "The HTTP API over an engine: `/predict`, `/healthz`, `/docs`. Frames are chosen by the engine's `FrameSpec`."
+    """The HTTP API over an engine: `/predict`, `/healthz`, `/docs`. Frames are chosen by the engine's `FrameSpec`.
+    Raises `BadInput` for limits that would let nothing through."""
+    check_number(max_bytes, 'max_bytes', 1, 2**50, whole=True)
+    check_number(at_once, 'at_once', 1, 1024, whole=True)
     app = FastAPI(title='vlmtemporal', description='What is being done, exactly when, and what comes next.')
     app.add_middleware(_Limit, limit=max_bytes)
+    app.add_exception_handler(RequestValidationError, _unprocessable)
+    for kind in (StarletteHTTPException, OSError): app.add_exception_handler(kind, _refusal)
     running = asyncio.Semaphore(at_once)
 
     @app.get('/healthz')
@@ -104,7 +129,9 @@ def create_app(
         try:
             path = await run_in_threadpool(_save, video, folder)
             with _http_errors(), engine.place():
-                async with running: prediction = await run_in_threadpool(engine.predict, path, start)
+                async with running:
+                    clip = await run_in_threadpool(engine.sample_upload, path, start)
+                    prediction = await run_in_threadpool(engine.answer, clip)
         finally: shutil.rmtree(folder, ignore_errors=True)
-        return PredictResponse(**prediction.to_dict())
+        return PredictResponse(**prediction.to_response())
     return app

@@ -38,12 +38,13 @@ def show(
     if not video: raise gr.Error('Upload a video first.')
     try:
         with engine.place():
-            clip = engine.sample(video, start or 0.)
+            clip = engine.sample_upload(video, start or 0.)
             prediction = engine.answer(clip)
     except BadInput as e: raise gr.Error(public_message(e)) from None
     except VLMTemporalError as e: raise gr.Error(str(e)) from None
+    for sentence in prediction.warnings: gr.Warning(sentence)
     frames = list(zip(clip.frames, _captions(clip, prediction.answer)))
-    return prediction.probabilities, frames, json.dumps(prediction.to_dict(), indent=2)
+    return prediction.probabilities, frames, json.dumps(prediction.to_response(), indent=2)
 
 # %% ../nbs/04c_app.ipynb #c5189b78
 def _described(engine: Engine) -> str:

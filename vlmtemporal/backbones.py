@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['SIDE', 'BACKBONES', 'Backbone', 'list_backbones', 'bundled_model', 'is_bundled', 'model_name', 'find_mounted',
-           'default_model', 'resolve_model', 'model_config', 'fingerprint']
+           'default_model', 'resolve_model', 'model_config', 'fingerprint', 'Tensor', 'read_tensors',
+           'weights_fingerprint', 'public_name', 'is_local']
 
 # %% ../nbs/02b_backbones.ipynb #2e0e5090
-import json, re, warnings
+import hashlib, json, os, re, warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from .basics import BadInput, VLMTemporalWarning, json_hash
+from .basics import BadInput, VLMTemporalWarning, json_hash, read_json
 from .kernels import show_as_videos
 
 # %% ../nbs/02b_backbones.ipynb #3f35c752
@@ -146,3 +147,89 @@ def _shape(config, old_names: dict[str, str]) -> dict:
 def fingerprint(config) -> str:
     "Hash of a configuration's architecture, wherever the checkpoint lies and whichever version read or wrote it."
     return json_hash([config.model_type, _shape(config.text_config, {}), _shape(config.vision_config, _OLD_NAMES)])
+
+# %% ../nbs/02b_backbones.ipynb #5f8e27f9
+@dataclass(frozen=True)
+class Tensor:
+    "One tensor of a file, as its header has it."
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int # of its bytes in the file
+    end: int
+
+_LARGEST_HEADER = 100 << 20 # bytes; safetensors' own bound
+
+def _header(path: Path) -> tuple[int, dict]:
+    "Where the bytes begin, and what the header says. Raises `ValueError` when the file is something else."
+    with path.open('rb') as f:
+        begin, size = 8 + int.from_bytes(f.read(8), 'little'), path.stat().st_size
+        if not 8 < begin <= min(size, _LARGEST_HEADER): raise ValueError(f'{size} bytes')
+        header = json.loads(f.read(begin - 8))
+    if not isinstance(header, dict): raise ValueError('its header is no list of tensors')
+    return begin, {name: entry for name, entry in header.items() if name != '__metadata__'}
+
+# %% ../nbs/02b_backbones.ipynb #9f705ea3
+def read_tensors(
+    path: str | Path,              # a safetensors file
+    fix: str = 'copy it again',
+) -> dict[str, Tensor]:            # by name
+    "What a file of weights holds. Raises `BadInput` when it is absent, cut short, empty or something else."
+    try: begin, header = _header(Path(path))
+    except FileNotFoundError: raise BadInput('no such file', path, fix) from None
+    except (OSError, ValueError) as e: raise BadInput(f'cannot be loaded: no weights ({e})', path, fix) from None
+    try:
+        found = {name: Tensor(str(t['dtype']), tuple(t['shape']), *(begin + int(i) for i in t['data_offsets']))
+                 for name, t in header.items()}
+    except (KeyError, TypeError, ValueError) as e:
+        raise BadInput(f'cannot be loaded: no weights ({e!r})', path, fix) from None
+    if not found: raise BadInput('cannot be loaded: it has no tensor', path, fix)
+    size, end = Path(path).stat().st_size, max(t.end for t in found.values())
+    if size != end: raise BadInput(f'cannot be loaded: {size} of {end} bytes', path, fix)
+    return found
+
+# %% ../nbs/02b_backbones.ipynb #4abac55d
+def _weight_files(model: str | Path) -> list[Path]:
+    "The files of a checkpoint's weights; none when it is one of the Hub's that has not been downloaded."
+    folder = Path(resolve_model(model))
+    if not folder.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+        kept = try_to_load_from_cache(str(model), 'config.json')
+        if not isinstance(kept, str): return []
+        folder = Path(kept).parent
+    index = folder/'model.safetensors.index.json'
+    if not index.is_file(): return sorted(folder.glob('model.safetensors'))
+    try: return [folder/name for name in sorted(set(read_json(index, 'copy it again')['weight_map'].values()))]
+    except (KeyError, TypeError, AttributeError):
+        raise BadInput('lists no files of weights', index, 'copy it again') from None
+
+# %% ../nbs/02b_backbones.ipynb #1fd2ac8e
+_SAMPLE = 4096 # bytes of a tensor, from its middle
+
+def _sampled(path: Path) -> list[tuple]:
+    "Each tensor of a file: its name, type and shape, and a hash of some of its bytes."
+    rows = []
+    with path.open('rb') as f:
+        for name, t in sorted(read_tensors(path).items()):
+            f.seek(max(t.begin, (t.begin + t.end - _SAMPLE)//2))
+            rows.append((name, t.dtype, t.shape, hashlib.sha256(f.read(min(_SAMPLE, t.end - t.begin))).hexdigest()))
+    return rows
+
+def weights_fingerprint(model: str | Path) -> str | None:
+    "Hash of what a checkpoint's weights hold; None when they are not on this machine. `BadInput` when they are broken."
+    rows = [row for path in _weight_files(model) for row in _sampled(path)]
+    return json_hash(sorted(rows)) if rows else None
+
+# %% ../nbs/02b_backbones.ipynb #e9db63ce
+def public_name(model: str | Path) -> str:
+    "A model's name for others: `tiny`, an id on the Hub, or the own name of a local folder, which has no slash."
+    if is_bundled(str(model)) or not Path(model).is_dir(): return model_name(model)
+    folder = Path(os.path.abspath(model))
+    if folder.samefile(bundled_model()): return 'tiny'
+    if cached := re.fullmatch(r'.*/models--([^/]+)--([^/]+)/snapshots/\w+', folder.as_posix()):
+        return '/'.join(cached.groups())
+    name = folder.name if re.search('[A-Za-z]', folder.name) else f'{folder.parent.name}-{folder.name}'
+    return f'local-{name}' if name in ('tiny', 'twin') else name
+
+def is_local(name: str) -> bool:
+    "Is this the name that `public_name` gave a folder, which nobody else can find?"
+    return name != 'tiny' and '/' not in name

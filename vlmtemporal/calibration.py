@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from .adapters import Adapter, Calibration
+from .basics import check_number
 from .decode import Prediction, fit_temperature
 from .evaluation import (check_test, evaluation_set, holds_frames, predict_examples, predict_sessions,
                                     sessions_of_split, show_examples)
@@ -87,8 +88,9 @@ def calibrate(
 ) -> Calibration:
     """Fit an adapter's temperature, and how much its grammar counts, on clips and sessions that it was not trained on.
     Raises `BadInput` when it was trained on the people of the validation split, or on other frames."""
+    check_number(clips, 'clips', 0, 10**9, whole=True)
     val, adapter = find_split(shards, 'val'), Adapter.load(adapter)
-    model = model or adapter.base
+    model = adapter.base_model(model)
     source = root or (None if holds_frames(val, adapter.spec) else sessions_root(val))
     check_test(adapter, model, val, source)
     examples = show_examples(evaluation_set(val, clips), adapter.spec, val, source)

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['MARKER', 'mark_complete', 'incomplete', 'checkpoint_path', 'checkpoint_step', 'last_checkpoint', 'check_resumable',
-           'is_final', 'restore']
+           'is_final', 'check_restorable', 'restore']
 
 # %% ../nbs/02g_checkpoints.ipynb #0d0a12bd
 import json, os, warnings
 from pathlib import Path
 from typing import Any
 
-from .basics import BadInput, VLMTemporalWarning, read_json, write_json
+from .adapters import adapter_tensors, compare_tensors
+from .basics import BadInput, VLMTemporalWarning, file_hash, read_json, write_json
 
 # %% ../nbs/02g_checkpoints.ipynb #38ac6733
 MARKER = 'complete.json'
@@ -19,22 +20,25 @@ MARKER = 'complete.json'
 def mark_complete(
     checkpoint: Path, # a checkpoint folder whose files are written
 ):
-    "Force the files to disk, then write the marker that lists them with their sizes."
+    "Force the files to disk, then write the marker that lists them with their sizes and hashes."
     files = sorted(p for p in checkpoint.rglob('*') if p.is_file() and p.name != MARKER)
     for p in files:
         with open(p, 'rb') as f: os.fsync(f.fileno())
-    write_json(checkpoint/MARKER, {str(p.relative_to(checkpoint)): p.stat().st_size for p in files})
+    listed = {p.relative_to(checkpoint).as_posix(): [p.stat().st_size, file_hash(p)] for p in files}
+    write_json(checkpoint/MARKER, listed)
 
 # %% ../nbs/02g_checkpoints.ipynb #8b89f089
 def incomplete(checkpoint: Path) -> str | None:
-    "Why the folder is no checkpoint; None when it holds every file that its marker lists, at its size."
-    try: files = json.loads((checkpoint/MARKER).read_text())
+    "Why the folder is no checkpoint; None when it holds every file that its marker lists, as it was written."
+    try: files = dict(json.loads((checkpoint/MARKER).read_text()))
     except FileNotFoundError: return 'was not finished'
-    except (OSError, ValueError) as e: return f'has a broken marker ({e})'
-    for name, size in files.items():
+    except (OSError, ValueError, TypeError) as e: return f'has a broken marker ({e})'
+    for name, wanted in files.items():
+        size, digest = wanted if isinstance(wanted, list) and len(wanted) == 2 else (wanted, None) # no hash in old ones
         if not (checkpoint/name).is_file(): return f'lacks {name}'
         found = (checkpoint/name).stat().st_size
         if found != size: return f'has {found} of the {size} bytes of {name}'
+        if digest and file_hash(checkpoint/name) != digest: return f'has another {name} than was written'
     return None
 
 # %% ../nbs/02g_checkpoints.ipynb #e4914d58
@@ -62,26 +66,54 @@ def last_checkpoint(
         warnings.warn(f'{p} {why}; it is passed over', VLMTemporalWarning, stacklevel=2)
     return None
 
+# %% ../nbs/02g_checkpoints.ipynb #3317970f
+def _was(out: Path, defaults: dict) -> dict:
+    "What a run was started with, in today's shape. Raises `BadInput` when its run.json says something else."
+    where, fix = out/'run.json', 'resume it with the version that began it, or choose another folder'
+    before = read_json(where, 'choose another folder')
+    config = before.get('config') if isinstance(before, dict) else None
+    if not isinstance(config, dict): raise BadInput('does not say what was run', where, 'choose another folder')
+    if before.get('model') == 'twin': before['model'] = 'tiny' # its old name
+    unknown = set(config) - set(defaults) | set(before) - {'model', 'weights', 'config', 'data', 'shards'}
+    if unknown: raise BadInput(f'holds {min(unknown)!r}, which this version does not know', where, fix)
+    return {**before, 'config': {**defaults, **config}}
+
+def _same_model(a: dict, b: dict) -> bool:
+    "Is it one model? By the weights where both are known, else by the folder or the name."
+    if a.get('weights') and b.get('weights'): return a['weights'] == b['weights']
+    same_folder = all(x.get('model') and Path(x['model']).is_dir() for x in (a, b))
+    return a.get('model') == b.get('model') or (same_folder and Path(a['model']).samefile(b['model']))
+
 # %% ../nbs/02g_checkpoints.ipynb #98058737
 def check_resumable(
     out: str | Path, # the folder of a run
-    this: dict,      # what makes this run what it is
+    this: dict,      # what makes this run what it is: model, weights, config, data, shards
     resume: bool,    # whether the user asked to go on
+    defaults: dict | None = None, # of the config's settings, those that may change among them
 ):
     "Raises `BadInput` when the folder holds another run, or this one and nobody asked to go on with it."
-    path = Path(out)/'run.json'
-    if not path.exists(): return
+    if not Path(out, 'run.json').exists(): return
     if not resume: raise BadInput('holds a run already', out, 'say --resume to go on with it, or choose another folder')
-    before = read_json(path)
-    if before.get('model') == 'twin': before['model'] = 'tiny' # its old name
-    if differs := [k for k in this if this[k] != before.get(k)]:
+    before = _was(Path(out), defaults or this['config'])
+    differs = [] if _same_model(this, before) else ['model']
+    settings = [k for k, v in this['config'].items() if before['config'][k] != v]
+    if settings: differs.append(f'config ({", ".join(settings)})')
+    differs += [k for k in this if k not in ('model', 'weights', 'config') and this[k] != before.get(k)]
+    if differs:
         raise BadInput(f'was started with another {", ".join(differs)}', out, 'give the same, or choose another folder')
 
 # %% ../nbs/02g_checkpoints.ipynb #f80e52f3
 def is_final(checkpoint: Path) -> bool:
     "Was it written after the run's last step? Raises `BadInput` when its state cannot be read."
-    state = read_json(checkpoint/'trainer_state.json', 'remove this checkpoint and resume the run')
-    return state['global_step'] >= state['max_steps']
+    where, fix = checkpoint/'trainer_state.json', 'remove this checkpoint and resume the run'
+    state = read_json(where, fix)
+    try: return bool(state['global_step'] >= state['max_steps'])
+    except (KeyError, TypeError): raise BadInput('does not say which step it is of', where, fix) from None
+
+def check_restorable(trainer: Any, checkpoint: Path):
+    "Raises `BadInput` unless the checkpoint holds just the weights that are trained: others would be passed over."
+    compare_tensors(checkpoint/'adapter_model.safetensors', adapter_tensors(trainer.model),
+                    'remove this checkpoint and resume the run')
 
 def restore(trainer: Any, checkpoint: Path):
     "Give a trainer the weights and the history of a checkpoint, to be saved and not to be trained."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CLIP_SECONDS', 'ANCHORS', 'JITTER', 'HARD_JITTER', 'HARD', 'EDGE', 'AHEAD', 'KINDS', 'Answer', 'frame_labels',
            'truth', 'Clip', 'kind_of', 'boundaries', 'inner_boundaries', 'boundary_clips', 'check_clip_length',
-           'anticipation_clips', 'window_starts', 'sliding_clips', 'session_clips']
+           'anticipation_clips', 'window_starts', 'sliding_clips', 'check_kinds', 'session_clips']
 
 # %% ../nbs/01f_clips.ipynb #5ca92b7e
 from dataclasses import asdict, dataclass
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .basics import BadInput, rng
+from .basics import BadInput, check_number, rng, shown
 from .frames import FPS, N_FRAMES, FrameSpec
 from .openpack import Session
 from .operations import Segment, fill_gaps
@@ -177,7 +177,9 @@ def window_starts(
     stride: float = 1.,  # seconds between windows
     spec: FrameSpec = FrameSpec(), # how long a window is
 ) -> np.ndarray:         # float64 (W,), seconds
-    "Where sliding windows start, on the grid of frames; the last one ends with the video."
+    """Where sliding windows start, on the grid of frames; the last one ends with the video.
+    Raises `BadInput` for a stride of less than a frame."""
+    check_number(stride, 'stride', 1/spec.fps, 10**6)
     last = max(duration - spec.seconds, 0)
     return np.unique(np.round(np.r_[np.arange(0, last, stride), last]*spec.fps)/spec.fps)
 
@@ -192,6 +194,14 @@ def sliding_clips(
     return [Clip(f'{session.key}-w{i:04d}', session.key, t, N_FRAMES, None, truth(session, t))
             for i, t in enumerate(starts)]
 
+# %% ../nbs/01f_clips.ipynb #be8ed19e
+def check_kinds(kinds: tuple[str, ...]):
+    "Raises `BadInput` unless these are some of `KINDS`."
+    fix = f'use some of {", ".join(KINDS)}'
+    unknown = [k for k in kinds if k not in KINDS]
+    if unknown: raise BadInput(f'unknown kind of clip {shown(unknown[0])}', '--clips', fix)
+    if not kinds: raise BadInput('no kind of clip', '--clips', fix)
+
 # %% ../nbs/01f_clips.ipynb #2377200a
 def session_clips(
     session: Session,
@@ -201,8 +211,7 @@ def session_clips(
     hard_jitter: float = HARD_JITTER, # seconds, as in `boundary_clips`
 ) -> list[Clip]:
     "All clips of these kinds; raises `BadInput` when one is unknown."
-    unknown = [k for k in kinds if k not in KINDS]
-    if unknown: raise BadInput(f'unknown kind of clip {unknown[0]!r}', '--clips', f'use some of {", ".join(KINDS)}')
+    check_kinds(kinds)
     clips: list[Clip] = []
     if 'boundary' in kinds: clips += boundary_clips(session, duration, seed, hard_jitter)
     if 'anticipation' in kinds: clips += anticipation_clips(session, duration)

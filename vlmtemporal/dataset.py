@@ -6,19 +6,22 @@
 __all__ = ['Built', 'build']
 
 # %% ../nbs/01_dataset.ipynb #312bc790
-import errno, os, shutil, zipfile
+import os, shutil, zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import __version__
-from .basics import BadInput, VLMTemporalError, atomic_dir, atomic_path, json_hash, read_json, rng
-from .clips import HARD_JITTER, KINDS, Clip, check_clip_length, inner_boundaries, session_clips
+from .basics import BadInput, atomic_dir, atomic_path, check_number, json_hash, read_json, rng, writing
+from .clips import (HARD_JITTER, KINDS, Clip, check_clip_length, check_kinds, inner_boundaries,
+                               session_clips)
 from .frames import FrameSpec, cut_frames, whole_clips
 from .openpack import SPLIT_NAMES, Session, default_protocol, get_split, person, sessions
 from .operations import Grammar, fill_gaps
 from .shards import Shards, jpeg, note_sessions, pack, source_hash, write_shards
+from .sources import Recounted
+from .video import open_video
 from .workers import spread
 
 # %% ../nbs/01_dataset.ipynb #f1fff59f
@@ -34,10 +37,13 @@ class _Settings:
     boost_boundaries: bool
     max_clips: int | None  # examples a split
     max_bytes: int         # of a shard
+    trusted: bool          # are the recordings?
     def __post_init__(self):
         check_clip_length(self.spec)
-        if not 0 <= self.hard_jitter <= 2:
-            raise BadInput(f'{self.hard_jitter:g} s is not between 0 and 2 s', '--hard-jitter', 'give seconds')
+        check_number(self.hard_jitter, '--hard-jitter', 0, 2)
+        if self.max_clips is not None: check_number(self.max_clips, '--max-clips', 1, 10**9, whole=True)
+        check_number(self.max_bytes, 'max_bytes', 1, 10**15, whole=True)
+        check_kinds(self.kinds)
 
 # %% ../nbs/01_dataset.ipynb #c59e7285
 def _check_split(split: str, boost_boundaries: bool):
@@ -55,10 +61,12 @@ class _SessionPlan:
     session: Session
     clips: list[Clip]   # that the recording shows
     lacking: list[str]  # ids of those that it does not
+    notes: tuple[str, ...] = () # what is wrong with the recording
+    seconds: float = 0.         # that it covers
     def describe_lack(self) -> str:
         "One sentence for a session of which no clip can be cut."
         s, ids = self.session, self.lacking
-        covers = 'it has none' if s.source is None else f'they cover the first {s.open().info.duration:.1f} s'
+        covers = 'it has none' if s.source is None else f'they cover the first {self.seconds:.1f} s'
         return f'{s.key}: all {len(ids)} clips ({ids[0]} to {ids[-1]}) lack frames, {covers}'
 
 # %% ../nbs/01_dataset.ipynb #a55b9128
@@ -67,11 +75,12 @@ def _plan_session(session: Session, settings: _Settings) -> _SessionPlan:
     def clips(seconds: float | None) -> list[Clip]:
         return session_clips(session, seconds, settings.seed, settings.kinds, settings.hard_jitter)
     if session.source is None: return _SessionPlan(session, [], [c.id for c in clips(None)])
-    video = session.open()
+    video = session.open(settings.trusted)
     asked = clips(max(video.info.duration, session.segments[-1].end))
     shown = [c for c, _ in whole_clips(video, asked, settings.spec)]
     ids = {c.id for c in shown}
-    return _SessionPlan(session, shown, [c.id for c in asked if c.id not in ids])
+    lacking, info = [c.id for c in asked if c.id not in ids], video.info
+    return _SessionPlan(session, shown, lacking, info.notes, info.duration)
 
 # %% ../nbs/01_dataset.ipynb #f7dddd5e
 @dataclass(frozen=True)
@@ -95,9 +104,10 @@ def _make_part(part: _Part, path: Path, done: Callable):
     "Write the examples of one session into a zip file, whole or not at all; `done` hears of each."
     session, settings = part.session, part.settings
     known = {c.id: inner_boundaries(session, c) for c in part.clips} if settings.boost_boundaries else None
-    frames_of_clips = cut_frames(session.open(), part.clips, settings.spec, settings.seed, known, part.split,
-                                 settings.out/'scores')
+    frames_of_clips = cut_frames(session.open(settings.trusted), part.clips, settings.spec, settings.seed, known,
+                                 part.split, settings.out/'scores')
     jpegs: dict[int, bytes] = {} # the latest
+    asked = {c.id for c in part.clips}
     with atomic_path(path) as tmp, zipfile.ZipFile(tmp, 'w') as archive:
         for clip, indices, frames in frames_of_clips:
             for number, picture in frames:
@@ -105,7 +115,9 @@ def _make_part(part: _Part, path: Path, done: Callable):
             members = pack([jpegs[number] for number, _ in frames], indices, clip)
             for name, data in members.items(): archive.writestr(f'{clip.id}.{name}', data)
             for number in list(jpegs)[:-100]: del jpegs[number]
+            asked.discard(clip.id)
             done(1)
+        if asked: raise Recounted(f'does not show {len(asked)} clips that its container lists', session.source)
 
 # %% ../nbs/01_dataset.ipynb #63e6ba80
 def _merged(parts: list[Path]) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -149,7 +161,7 @@ def _choose_clips(split: str, plans: list[_SessionPlan], settings: _Settings) ->
     if not ids:
         lack = '; '.join(plan.describe_lack() for plan in plans[:3])
         raise BadInput(f'no clip of {split} has frames: {lack}', settings.root, 'add their kinect/color-masked folders')
-    if settings.max_clips and len(ids) > settings.max_clips:
+    if settings.max_clips is not None and len(ids) > settings.max_clips:
         ids = rng(settings.seed, split, 'max_clips').permutation(ids)[:settings.max_clips].tolist()
     return set(ids)
 
@@ -164,6 +176,8 @@ def _describe(split: str, plans: list[_SessionPlan], paths: list[Path], settings
                  people=sorted({person(s.subject) for s in found}),
                  sources={p.relative_to(settings.root).as_posix(): source_hash(p) for p in files},
                  lacking={plan.session.key: plan.lacking for plan in plans if plan.lacking})
+    notes = {plan.session.key: list(plan.notes) for plan in plans if plan.notes}
+    if notes: about['notes'] = notes
     config = json_hash(about)
     recipe = json_hash([split, about, [p.name for p in paths], settings.max_bytes])
     return dict(split=split, **about, config=config, recipe=recipe)
@@ -212,18 +226,15 @@ def _lock(handle: int, out: Path):
 # %% ../nbs/01_dataset.ipynb #cafe2a53
 @contextmanager
 def _alone(out: Path):
-    "Have the folder alone, swept; say it plainly when the disk is full."
-    out.mkdir(parents=True, exist_ok=True)
-    handle = os.open(out, os.O_RDONLY)
-    try:
-        _lock(handle, out)
-        _sweep(out)
-        yield
-    except OSError as e:
-        if e.errno != errno.ENOSPC: raise
-        raise VLMTemporalError(f'{out}: the disk is full; make room and run the same again: '
-                               'what is finished is kept') from None
-    finally: os.close(handle)
+    "Have the folder alone, swept; `CannotWrite` when the disk is full."
+    with writing(out, 'what is finished is kept'):
+        out.mkdir(parents=True, exist_ok=True)
+        handle = os.open(out, os.O_RDONLY)
+        try:
+            _lock(handle, out)
+            _sweep(out)
+            yield
+        finally: os.close(handle)
 
 # %% ../nbs/01_dataset.ipynb #3172550d
 def _write(plans: list[_SplitPlan], settings: _Settings, workers: int):
@@ -234,6 +245,23 @@ def _write(plans: list[_SplitPlan], settings: _Settings, workers: int):
     for plan in plans:
         with atomic_dir(plan.built.path) as tmp:
             write_shards(tmp, _merged([path for _, path in plan.parts]), plan.about, settings.max_bytes)
+
+# %% ../nbs/01_dataset.ipynb #f771bd2c
+def _plans(sides: dict[str, list[Session]], settings: _Settings) -> list[_SplitPlan]:
+    return [_plan_split(name, found, settings) for name, found in sides.items()]
+
+def _written(again: Callable, plans: list[_SplitPlan], settings: _Settings, workers: int) -> list[_SplitPlan]:
+    "Write what is planned; `again` plans it anew. Returns the plans that were written."
+    counted = set()
+    while True:
+        try:
+            _write([plan for plan in plans if not plan.is_built], settings, workers)
+            return plans
+        except Recounted as e:
+            if e.where in counted: raise
+            counted.add(e.where)
+            open_video(str(e.where), whole=True, trusted=settings.trusted)
+            plans = again()
 
 # %% ../nbs/01_dataset.ipynb #108a7891
 def _sides(found: list[Session], split: str, protocol: str | None, root: Path) -> dict[str, list[Session]]:
@@ -262,17 +290,20 @@ def build(
     protocol: str | None = None,   # who is on which side, see `get_split`; `default_protocol` when absent
     hard_jitter: float = HARD_JITTER, # seconds that a boundary of Tape and Pack may be off its place in a clip
     max_bytes: int = 200*10**6,    # size at which a shard is closed
+    trusted: bool = True,          # False: recordings are decoded in child processes, where they can do no harm
 ) -> list[Built]:
     """Cut, sample and store every clip; a folder of shards a split. What is there is kept. Scores go to `out/scores`.
 
     Raises `BadInput`, before anything is written, for settings that cannot be built and sessions that cannot be read,
-    and `VLMTemporalError` when the disk is full or a worker was killed."""
+    `CannotWrite` when the disk is full, and `VLMTemporalError` when a worker was killed."""
     _check_split(split, boost_boundaries)
-    settings = _Settings(Path(root), Path(out), spec, seed, kinds, hard_jitter, boost_boundaries, max_clips, max_bytes)
+    check_number(workers, '--workers', 1, 1024, whole=True)
+    settings = _Settings(Path(root), Path(out), spec, seed, kinds, hard_jitter, boost_boundaries, max_clips, max_bytes,
+                         trusted)
     sides = _sides(sessions(root), split, protocol, settings.root)
-    plans = [_plan_split(name, found, settings) for name, found in sides.items()]
+    plans = _plans(sides, settings)
     with _alone(settings.out):
-        _write([plan for plan in plans if not plan.is_built], settings, workers)
+        plans = _written(lambda: _plans(sides, settings), plans, settings, workers)
         note_sessions(settings.out, settings.root)
         shutil.rmtree(settings.out/'.parts', ignore_errors=True)
     return [plan.built for plan in plans]

@@ -21,7 +21,7 @@ from scipy.optimize import brentq
 
 from .kernels import freeze_vision, fuse_norms, widen_feed_forward
 from .loading import LoadedModel
-from .basics import VLMTemporalError, VLMTemporalWarning
+from .basics import VLMTemporalError, VLMTemporalWarning, check_number
 from .clips import Answer
 from .operations import Taxonomy
 from .prompts import ANSWER, messages, parse_answer
@@ -47,6 +47,7 @@ class Prediction:
     next_probabilities: dict[str, float] = field(default_factory=dict)
     text: str = ''                  # what the model wrote, for free text
     latency_ms: float = 0.          # the clip's share of the time that its batch was waited for
+    warnings: tuple[str, ...] = ()  # what is wrong with the video, where it was asked about one
     def to_dict(self) -> dict:
         "The specification's answer with probabilities."
         answer = self.answer.to_dict() if self.answer else _UNREAD
@@ -54,6 +55,9 @@ class Prediction:
         return dict(clip_id=self.key) | answer | dict(
             confidence=round(answer['confidence'], 6), probabilities=probabilities, parsed_by=self.parsed_by,
             latency_ms=round(self.latency_ms, 1))
+    def to_response(self) -> dict:
+        "The same with the warnings, for whoever asked about a video."
+        return self.to_dict() | dict(warnings=list(self.warnings))
 
 # %% ../nbs/03a_decode.ipynb #fe6dfa60
 _TOKENIZING = threading.Lock()
@@ -81,8 +85,9 @@ def generate(
     max_new_tokens: int = 72,
     inputs: 'BatchFeature | None' = None, # what `model_inputs` made of the batch, where that is done already
 ) -> list[Prediction]:
-    "Let the model write, then parse what it wrote."
+    "Let the model write, then parse what it wrote. Raises `BadInput` for no new token."
     import torch
+    check_number(max_new_tokens, 'max_new_tokens', 1, 10**5, whole=True)
     begin = time.perf_counter()
     x = (inputs or model_inputs(loaded, examples, taxonomy, 'left')).to(loaded.model.device)
     with torch.no_grad():
@@ -454,7 +459,10 @@ def constrained(
     memory: dict | None = None,        # encoded frames, which clips share that overlap; empty at first
     inputs: 'BatchFeature | None' = None, # what `model_inputs` made of the batch, where that is done already
 ) -> list[Prediction]:
-    "Fill the template's slots; always valid. Raises VLMTemporalError when a model's numbers are not finite."
+    """Fill the template's slots; always valid. Raises `VLMTemporalError` when a model's numbers are not finite, and
+    `BadInput` for settings that cannot be."""
+    if temperature is not None: check_number(temperature, 'temperature', 1e-3, 10**3)
+    check_number(beams, 'beams', 1, 10**3, whole=True)
     begin = time.perf_counter()
     if len(examples) > 1 and not _ready(loaded):
         settings: dict[str, Any] = dict(temperature=temperature, beams=beams, memory=memory)
@@ -478,7 +486,8 @@ def answer_batches(
     turn: AbstractContextManager = nullcontext(), # held while the model works
     **options,                    # of the decoder
 ) -> Iterator[tuple[list[Example], list[Prediction]]]: # each batch and its answers, in order
-    "Answer about any number of clips; the next batch is made ready meanwhile."
+    "Answer about any number of clips; the next batch is made ready meanwhile. Raises `BadInput` for no clip at a time."
+    check_number(batch, 'batch', 1, 10**4, whole=True)
     clips, side = iter(examples), 'left' if decoder == 'generate' else 'right'
     def prepare():
         some = list(islice(clips, batch))

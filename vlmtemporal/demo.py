@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .backbones import find_mounted
-from .basics import Picture, VLMTemporalError, cache_dir, write_json
+from .basics import Picture, VLMTemporalError, cache_dir, check_number, write_json
 from .dataset import build
 from .eval import Figure, Result, Section, Table, calibrate, evaluate, package_version, save_result
 from .frames import FrameSpec
@@ -35,10 +35,9 @@ def _cards() -> list[str]:
     return [f'{card.name}, {card.total_memory/2**30:.1f} GiB' for card in found]
 
 def _decoder() -> str:
-    "What opens a video first."
-    try: import decord
-    except ImportError: return 'OpenCV (no decord for this machine)'
-    return f'decord {decord.__version__}, then OpenCV'
+    "What decodes video."
+    import av
+    return f'PyAV {av.__version__}'
 
 def _encoder() -> str | None:
     "The FFmpeg that writes videos, where there is one."
@@ -133,11 +132,12 @@ def run_demo(
 ) -> Demo:
     """Every chapter on the mock data and the small model; every number is computed here.
 
-    Raises `VLMTemporalError` when what was built does not pass its check."""
-    out, root = Path(out), mock_data()
-    prepared = _prepare(root, out, seed)
+    Raises `VLMTemporalError` when what was built does not pass its check, `BadInput` for settings that cannot be."""
     config = TrainConfig(max_steps=steps, learning_rate=learning_rate, micro_batch=micro_batch, accumulation=1,
                          gradient_checkpointing=False, save_steps=50, seed=seed)
+    check_number(clips, 'clips', 0, 10**9, whole=True)
+    out, root = Path(out), mock_data()
+    prepared = _prepare(root, out, seed)
     run = _train(root, out, config)
     _say('6/7 evaluate: base, fine-tuned and the adapter that ships, on a person never seen; and without pictures')
     result = evaluate(out/'shards', 'tiny', [run.adapter, 'tiny'], clips=clips, seed=seed, root=root, grammar=True)

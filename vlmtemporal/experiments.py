@@ -8,7 +8,8 @@ __all__ = ['Statistic', 'REMEDIES', 'SAMPLERS', 'VARIANTS', 'VariantComparison',
 
 # %% ../nbs/03i_experiments.ipynb #606a8909
 import json, re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from .basics import BadInput, VLMTemporalError, read_json, write_json
+from .backbones import model_config
+from .basics import BadInput, VLMTemporalError, check_number, read_json, write_json
 from .clips import JITTER
 from .dataset import build
-from .evaluation import evaluate
+from .evaluation import evaluate, evaluated_keys
 from .frames import FrameSpec
 from .openpack import Session, get_split, person, sessions
 from .operations import Grammar
@@ -27,6 +29,7 @@ from .report import (Section, comparison_sections, phases, provenance_section, s
                                 write_report)
 from .results import (MethodComparison, MethodPredictions, Result, Table, all_metrics, format_interval,
                                  format_number, nan_to_null, rescore, score_table, with_grammar)
+from .shards import find_split
 from .statistics import paired_bootstrap
 from .train import TrainConfig, fit
 
@@ -131,13 +134,18 @@ def compare(
     return VariantComparison(rows)
 
 # %% ../nbs/03i_experiments.ipynb #d34fbe0a
-def _hold(out: Path, recipe: dict) -> None:
-    "Remember how a folder was started; refuse to go on in another way."
+@contextmanager
+def _held(out: Path, recipe: dict) -> Iterator[None]:
+    "Remember how a folder was started; refuse to go on in another way. Forget it when nothing comes of a bad input."
     recipe, path = json.loads(json.dumps(recipe, default=str)), out/'recipe.json'
     before = read_json(path) if path.exists() else recipe
     if differs := [k for k in recipe if recipe[k] != before.get(k)]:
         raise BadInput(f'was started with another {", ".join(differs)}', out, 'give the same, or choose another folder')
     write_json(path, recipe)
+    try: yield
+    except BadInput:
+        if not any(next(out.rglob(name), None) for name in ('run.json', 'results.json')): path.unlink(missing_ok=True)
+        raise
 
 # %% ../nbs/03i_experiments.ipynb #f578fcd3
 @dataclass(frozen=True)
@@ -153,13 +161,19 @@ class _Run:
 # %% ../nbs/03i_experiments.ipynb #d3a6ec8f
 @dataclass(frozen=True)
 class _Campaign:
-    "What all runs of an experiment share."
+    "What all runs of an experiment share. Raises `BadInput` for what no run could be made with."
     root: Path
     model: str
     clips: int
+    max_clips: int | None
     seed: int
     workers: int
     recorded: list[Session]
+    def __post_init__(self):
+        check_number(self.clips, '--clips', 0, 10**9, whole=True)
+        if self.max_clips is not None: check_number(self.max_clips, '--max-clips', 1, 10**9, whole=True)
+        check_number(self.workers, '--workers', 1, 1024, whole=True)
+        model_config(self.model)
 
 # %% ../nbs/03i_experiments.ipynb #f1ad5180
 def _build(campaign: _Campaign, run: _Run) -> None:
@@ -182,6 +196,7 @@ def _result(campaign: _Campaign, run: _Run) -> Result:
     "Build, train and evaluate; what is there is kept."
     if (run.place/'results.json').exists(): return rescore(run.place/'results.json')
     _build(campaign, run)
+    evaluated_keys(find_split(run.shards, 'test'), campaign.clips) # better now than after the training
     adapter = _train(campaign, run)
     found = evaluate(run.shards, campaign.model, [adapter], clips=campaign.clips, seed=campaign.seed)
     save_result(found, run.place, recorded=campaign.recorded)
@@ -241,7 +256,7 @@ def _check_variants(variants: Sequence[Variant], seeds: int) -> None:
     "Refuse what cannot be compared."
     if not variants or variants[0].grammar or variants[0].share != 1:
         raise BadInput('the first is trained, on all of its clips', 'variants', 'put such a one first')
-    if seeds < 1: raise BadInput(f'{seeds} runs', 'seeds', 'give at least one')
+    check_number(seeds, 'seeds', 1, 1000, whole=True)
 
 # %% ../nbs/03i_experiments.ipynb #ace07743
 def _run_variant(campaign: _Campaign, v: Variant, runs: list[_Run], first: list[Result], protocol: str) -> list[Result]:
@@ -275,15 +290,18 @@ def ablate(
     _check_variants(variants, seeds)
     config = config or TrainConfig()
     specs = {v.name: replace(spec, **v.spec) for v in variants}
-    out, campaign = Path(out), _Campaign(Path(root), model, clips, seed, workers, sessions(root))
-    _hold(out, dict(model=str(model), config=asdict(config), clips=clips, max_clips=max_clips, protocol=protocol,
-                    seed=seed, variants=[asdict(v) | dict(spec=specs[v.name].to_dict()) for v in variants]))
+    configs = [replace(config, seed=config.seed + n) for n in range(seeds)]
+    out, campaign = Path(out), _Campaign(Path(root), model, clips, max_clips, seed, workers, sessions(root))
+    get_split(protocol, sorted({s.subject for s in campaign.recorded}))
+    recipe = dict(model=str(model), config=asdict(config), clips=clips, max_clips=max_clips, protocol=protocol,
+                  seed=seed, variants=[asdict(v) | dict(spec=specs[v.name].to_dict()) for v in variants])
     found: dict[str, list[Result]] = {}
-    for v in variants:
-        place = out/re.sub(r'\W+', '-', v.name)
-        runs = [_Run(place/f'seed-{n}' if n else place, place/'shards', specs[v.name], protocol,
-                     replace(config, seed=config.seed + n), v.build | dict(max_clips=max_clips)) for n in range(seeds)]
-        found[v.name] = _run_variant(campaign, v, runs, found.get(variants[0].name, []), protocol)
+    with _held(out, recipe):
+        for v in variants:
+            place, training = out/re.sub(r'\W+', '-', v.name), v.build | dict(max_clips=max_clips)
+            runs = [_Run(place/f'seed-{n}' if n else place, place/'shards', specs[v.name], protocol, c, training)
+                    for n, c in enumerate(configs)]
+            found[v.name] = _run_variant(campaign, v, runs, found.get(variants[0].name, []), protocol)
     return _write_ablation(out, found, [v.name for v in variants if not v.grammar], campaign.recorded)
 
 # %% ../nbs/03i_experiments.ipynb #b468bd71
@@ -357,13 +375,13 @@ def leave_one_person_out(
     """Hold out one person after another: build, train, evaluate; pool. What is there is kept.
     Raises `BadInput` for an unknown person, and when the folder was started with other settings."""
     out, config = Path(out), config or TrainConfig()
-    campaign = _Campaign(Path(root), model, clips, seed, workers, sessions(root))
+    campaign = _Campaign(Path(root), model, clips, max_clips, seed, workers, sessions(root))
     held_out = _people(campaign.recorded, people)
-    _hold(out, dict(model=str(model), config=asdict(config), clips=clips, max_clips=max_clips, seed=seed,
-                    spec=spec.to_dict()))
+    recipe = dict(model=str(model), config=asdict(config), clips=clips, max_clips=max_clips, seed=seed,
+                  spec=spec.to_dict())
     runs = {who: _Run(out/who, out/who/'shards', spec, f'leave-out:{subject}', config, dict(max_clips=max_clips))
             for who, subject in held_out.items()}
-    done = LeaveOneOut({who: _result(campaign, run) for who, run in runs.items()})
+    with _held(out, recipe): done = LeaveOneOut({who: _result(campaign, run) for who, run in runs.items()})
     d = done.to_dict()
     write_report(out, done.title, [
         Section('Every person', [done.table]), *comparison_sections(done.comparison, 'persons', campaign.recorded),

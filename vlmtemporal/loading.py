@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .adapters import Adapter, resolve_adapter
+from .adapters import Adapter, merged_into, resolve_adapter
 from .backbones import Backbone, fingerprint, model_config, model_name, resolve_model
 from .basics import BadInput
 from .kernels import (attention_names, dequantize, keep_differentiable, quiet, restore_float32,
@@ -59,7 +59,21 @@ def _read_base(path: str, dtype, quantize: bool):
     if quantize:
         settings['quantization_config'] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
-    return AutoModelForImageTextToText.from_pretrained(path, trust_remote_code=False, **settings)
+    model, found = AutoModelForImageTextToText.from_pretrained(path, trust_remote_code=False, output_loading_info=True,
+                                                               **settings)
+    if missing := sorted(found['missing_keys']):
+        raise BadInput(f'lacks {len(missing)} tensors, such as {missing[0]}', path, 'copy the whole folder again')
+    return model
+
+# %% ../nbs/02d_loading.ipynb #43fc805f
+def _check_values(model, adapter: Adapter):
+    "Raises `BadInput` when an adapter's weights are no numbers, or add nothing to the base."
+    import torch
+    learnt = {name: p for name, p in model.named_parameters() if '.lora_' in name}
+    finite = torch.stack([p.isfinite().all() for p in learnt.values()]).all()
+    if not finite: raise BadInput('holds weights that are no numbers', adapter.weights, 'train it again')
+    changed = torch.stack([p.any() for name, p in learnt.items() if '.lora_B.' in name]).any()
+    if not changed: raise BadInput('adds nothing to its base: all of it is 0', adapter.weights, 'train it again')
 
 # %% ../nbs/02d_loading.ipynb #637c7b53
 _ERRORS = (OSError, ValueError, KeyError, RuntimeError) # what libraries raise on broken files
@@ -71,6 +85,7 @@ def _with_adapter(base, adapter: Adapter, dtype, merge: bool):
     from safetensors import SafetensorError
     try: m = PeftModel.from_pretrained(base, str(adapter.path))
     except (*_ERRORS, SafetensorError) as e: raise BadInput(_broken(e), adapter.path, 'train it again') from None
+    _check_values(m, adapter)
     names = list(adapter.float32_modules)
     if merge: m, names = m.merge_and_unload(), unwrapped_names(names)
     if dtype == torch.float16: restore_float32(m, names, adapter.path)
@@ -98,7 +113,10 @@ def load_model(
     from transformers import AutoProcessor
     path, (config, family), dtype = resolve_model(model), model_config(model), dtype or compute_dtype()
     adapter = resolve_adapter(adapter)
-    if adapter: adapter.check_base(config, model)
+    merged = merged_into(config, path) # an adapter that is in the weights already
+    if adapter:
+        adapter.check_base(config, model)
+        adapter.check_weights(config)
     try:
         m = _read_base(path, dtype, quantize)
         processor = family.prepare(AutoProcessor.from_pretrained(path, trust_remote_code=False))
@@ -106,7 +124,6 @@ def load_model(
     if adapter:
         if merge and quantize: dequantize(m, dtype) # merging into 4 bits would round the adapter away
         m = _with_adapter(m, adapter, dtype, merge)
-    merged = Adapter.of_merged(path) # an adapter that is in the weights already
     if merged: _as_merged(m, merged, dtype)
     keep_differentiable(m)
     known = adapter or merged

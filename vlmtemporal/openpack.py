@@ -8,16 +8,17 @@ __all__ = ['WORKSPACE', 'PEOPLE', 'RGB', 'SPLIT', 'SPLIT_NAMES', 'PROTOCOLS', 'a
            'get_split', 'Session', 'read_session', 'sessions', 'session_of', 'labels_1hz']
 
 # %% ../nbs/01b_openpack.ipynb #b9d90aed
-import csv, io, re, uuid
+import codecs, csv, io, re, uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 
-from .basics import BadInput, write_text
+from .basics import BadInput, shown, write_text
 from .operations import TAXONOMIES, Segment, Taxonomy
-from .video import JST, Video, open_video, parse_stamp, stamp
+from .video import JST, Video, open_video, parse_stamp, stamp, stamped_pictures
 
 # %% ../nbs/01b_openpack.ipynb #4de03414
 def annotation_path(root: str | Path, subject: str, session: str) -> Path:
@@ -58,65 +59,149 @@ class Row:
 _NEEDED = ('user', 'session', 'box', 'id', 'operation', 'start', 'end')
 _COLUMNS = 'uuid', *_NEEDED, 'actions' # as the official files have them
 
+# %% ../nbs/01b_openpack.ipynb #762bd586
+_MARKS = {codecs.BOM_UTF8: 'utf-8-sig', codecs.BOM_UTF32_LE: 'utf-32', codecs.BOM_UTF32_BE: 'utf-32',
+          codecs.BOM_UTF16_LE: 'utf-16', codecs.BOM_UTF16_BE: 'utf-16'} # UTF-32 first, its mark begins like UTF-16's
+
+def _read_text(path: Path) -> str:
+    "A file as text. Raises `BadInput` for one that is no text, or in another encoding."
+    if not path.exists(): raise BadInput('no such annotation', path, 'check the path')
+    fix = 'save it as CSV in UTF-8'
+    try: data = path.read_bytes()
+    except OSError as e: raise BadInput(f'cannot be read ({e.strerror})', path, 'is it a CSV file?') from None
+    encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), 'utf-8')
+    try: text = data.decode(encoding)
+    except UnicodeDecodeError as e:
+        line = data[:e.start].count(b'\n') + 1
+        raise BadInput(f'byte {data[e.start]:#04x} cannot be read as {encoding}', f'{path}, line {line}', fix) from None
+    if '\0' not in text: return text
+    raise BadInput('holds a NUL byte', f'{path}, line {text[:text.index(chr(0))].count(chr(10)) + 1}', fix)
+
+# %% ../nbs/01b_openpack.ipynb #df399cb6
+def _separator(text: str) -> str:
+    "What parts the fields."
+    header = text.lstrip().split('\n', 1)[0].casefold()
+    return max(',;\t', key=lambda c: sum(name.strip(' "\r') in _COLUMNS for name in header.split(c)))
+
+def _records(text: str, path: Path) -> Iterator[tuple[str, list[str]]]: # where it is, and its fields
+    "The records that are not empty. Raises `BadInput` where the text is no CSV."
+    reader, line = csv.reader(io.StringIO(text, newline=None), delimiter=_separator(text), strict=True), 1
+    try:
+        for fields in reader:
+            if any(map(str.strip, fields)): yield f'{path}, line {line}', fields
+            line = reader.line_num + 1
+    except csv.Error as e:
+        fix = 'is a quotation mark left open?'
+        raise BadInput(f'cannot be read as CSV ({e})', f'{path}, line {line}', fix) from None
+
 # %% ../nbs/01b_openpack.ipynb #75faca05
-def _check_header(header: list[str], path: Path):
-    "Refuse a header that lacks a column, has an unknown one, or has one twice."
-    known = f'the header may have {",".join(_COLUMNS)}'
+def _check_header(header: list[str], where: str):
+    "Refuse a header that is none, lacks a column, has an unknown one, or has one twice."
+    known, needed = f'the header may have {",".join(_COLUMNS)}', f'the header needs {",".join(_NEEDED)}'
+    if not set(header) & set(_COLUMNS): raise BadInput('the header is missing', where, needed)
     for c in _NEEDED:
-        if c in header: continue
-        raise BadInput(f'the column {c!r} is missing', path, f'the header needs {",".join(_NEEDED)}')
+        if c not in header: raise BadInput(f'the column {c!r} is missing', where, needed)
     for c in header:
-        if c not in _COLUMNS: raise BadInput(f'the column {c!r} is unknown', path, known)
+        if c not in _COLUMNS: raise BadInput(f'the column {shown(c)} is unknown', where, known)
     for c in header:
-        if header.count(c) > 1: raise BadInput(f'the column {c!r} stands twice', path, known)
+        if header.count(c) > 1: raise BadInput(f'the column {c!r} stands twice', where, known)
 
 # %% ../nbs/01b_openpack.ipynb #8976ba89
 def _moment(text: str, where: str) -> float: # POSIX seconds
     "The time that `text` states, which must name its zone."
-    try: at = datetime.fromisoformat(text)
+    try: at = datetime.fromisoformat(text.strip())
     except (TypeError, ValueError):
-        raise BadInput(f'{text!r} is no time', where, "write it like '2022-03-29 14:25:22.143000+09:00'") from None
-    if at.tzinfo is None: raise BadInput(f'the time {text!r} has no zone', where, "add it, for Japan '+09:00'")
+        raise BadInput(f'{shown(text)} is no time', where, "write it like '2022-03-29 14:25:22.143000+09:00'") from None
+    if at.tzinfo is None: raise BadInput(f'the time {shown(text)} has no zone', where, "add it, for Japan '+09:00'")
     return at.timestamp()
 
+# %% ../nbs/01b_openpack.ipynb #cb756ea2
+_WHOLE = re.compile(r'\s*([0-9]{1,9})(\.0*)?\s*')
+
+def _whole(text: str, column: str, where: str) -> int:
+    "The whole number that `text` is."
+    found = _WHOLE.fullmatch(text)
+    if found: return int(found[1])
+    raise BadInput(f'the {column} {shown(text)} is no whole number', where, 'mend the line')
+
 # %% ../nbs/01b_openpack.ipynb #d5a735b6
-def _row(raw: dict, where: str) -> tuple[float, float, int, int]: # start, end, box, operation id
+@dataclass(frozen=True, order=True)
+class _Line:
+    "One line of an annotation file as it is written."
+    start: float # POSIX seconds
+    end: float
+    box: int
+    id: int
+    where: str   # file and line
+    fields: tuple[tuple[str, str], ...] # the columns that are texts: operation, user, session
+
+def _line(raw: dict[str, str], where: str) -> _Line:
     "The values of one line, or what is wrong with it."
-    try: box, id = int(raw['box']), int(raw['id'])
-    except (TypeError, ValueError):
-        raise BadInput(f"box {raw['box']!r} or id {raw['id']!r} is no number", where, 'mend the line') from None
+    box, id = (_whole(raw[c], c, where) for c in ('box', 'id'))
     start, end = _moment(raw['start'], where), _moment(raw['end'], where)
     if end <= start:
-        raise BadInput(f"the segment ends ({raw['end']}) before it starts ({raw['start']})", where, 'swap or remove it')
-    return start, end, box, id
+        raise BadInput(f"the segment ends ({raw['end']}) before it starts ({raw['start']}), or when it does", where,
+                       'mend its times or remove it')
+    texts = tuple((c, ' '.join(raw[c].split())) for c in ('operation', 'user', 'session'))
+    return _Line(start, end, box, id, where, texts)
 
 # %% ../nbs/01b_openpack.ipynb #9cfd6d74
-def _read_rows(path: Path) -> list[tuple[float, float, int, int, int]]: # start, end, box, operation id, line
-    "All lines of an annotation file, sorted by time."
-    if not path.exists(): raise BadInput('no such annotation', path, 'check the path')
-    try: text = path.read_text(encoding='utf-8-sig')
-    except (UnicodeDecodeError, OSError) as e:
-        raise BadInput(f'cannot be read ({e})', path, 'is it a CSV file?') from None
-    reader = csv.DictReader(io.StringIO(text))
-    header = list(reader.fieldnames or ())
-    _check_header(header, path)
-    rows = []
-    for r in reader:
-        where = f'{path}, line {reader.line_num}'
-        if None in r or None in r.values():
-            n = len(header) + len(r.get(None, ())) - sum(v is None for v in r.values())
-            raise BadInput(f'{n} fields where the header has {len(header)}', where, 'mend the line')
-        rows.append((*_row(r, where), reader.line_num))
-    return sorted(rows)
+def _read_lines(path: Path) -> list[_Line]:
+    "All lines of an annotation file, sorted by time. Raises `BadInput` when there is none."
+    records = _records(_read_text(path), path)
+    where, header = next(records, ('', []))
+    if not where: raise BadInput('is empty', path, 'remove the file or annotate the session')
+    header = [c.strip().casefold() for c in header]
+    _check_header(header, where)
+    lines = []
+    for where, fields in records:
+        if len(fields) != len(header):
+            raise BadInput(f'{len(fields)} fields where the header has {len(header)}', where, 'mend the line')
+        lines.append(_line(dict(zip(header, fields)), where))
+    if not lines: raise BadInput('holds no operation', path, 'remove the file or annotate the session')
+    return sorted(lines)
+
+# %% ../nbs/01b_openpack.ipynb #5f745475
+_LONGEST = 24*3600 # seconds from a session's first operation to the end of its last
+
+def _check_times(lines: list[_Line]):
+    "Refuse segments that overlap, and a session that is too long to be one."
+    for a, b in zip(lines, lines[1:], strict=False):
+        if b.start < a.end - 1e-6:
+            other = a.where.rpartition(', ')[2]
+            raise BadInput(f'the segment overlaps the one in {other}', b.where, 'mend their times')
+    if (span := lines[-1].end - lines[0].start) > _LONGEST:
+        raise BadInput(f'the operation ends {span/3600:.0f} hours after the first one starts', lines[-1].where,
+                       f'mend its times; a session has at most {_LONGEST//3600} hours')
+
+# %% ../nbs/01b_openpack.ipynb #ff5f3869
+def _check_names(lines: list[_Line], taxonomy: Taxonomy):
+    "Refuse a line whose id and name contradict."
+    names = {o.id: o.name for o in taxonomy.operations}
+    for line in lines:
+        said = dict(line.fields)['operation'].replace('_', ' ')
+        if not said or said.casefold() == names[line.id].casefold(): continue
+        raise BadInput(f'the id {line.id} is {names[line.id]}, but the operation is {shown(said)}', line.where,
+                       'mend the one that is wrong')
+
+def _check_place(lines: list[_Line], path: Path):
+    "Refuse a line that is of another session than the file's place says."
+    if len(path.parts) < 4 or path.parts[-3:-1] != ('annotation', 'openpack-operations'): return
+    there = dict(user=path.parts[-4], session=path.stem)
+    for line in lines:
+        for column, value in line.fields:
+            if not value or value == there.get(column, value): continue
+            raise BadInput(f'the {column} {shown(value)} contradicts the place of the file, which is '
+                           f"{there[column]}'s", line.where, 'mend the column or move the file')
 
 # %% ../nbs/01b_openpack.ipynb #ddad82c4
-def _taxonomy_of(ids: set[int], path: Path) -> Taxonomy:
-    "The taxonomy that these ids belong to."
+def _taxonomy_of(lines: list[_Line]) -> Taxonomy:
+    "The taxonomy that the ids of these lines belong to."
     for t in TAXONOMIES.values():
-        if all(t.by_id(i) for i in ids): return t
-    best = max(TAXONOMIES.values(), key=lambda t: sum(t.by_id(i) is not None for i in ids))
-    unknown = sorted(i for i in ids if not best.by_id(i))
-    raise BadInput(f'unknown operation {unknown[0]}', path,
+        if all(t.by_id(line.id) for line in lines): return t
+    best = max(TAXONOMIES.values(), key=lambda t: sum(t.by_id(line.id) is not None for line in lines))
+    unknown = next(line for line in lines if not best.by_id(line.id))
+    raise BadInput(f'unknown operation {unknown.id}', unknown.where,
                    f'the ids of {best.name} are {", ".join(str(o.id) for o in best.operations)}')
 
 # %% ../nbs/01b_openpack.ipynb #2e4a28bc
@@ -125,14 +210,13 @@ def read_annotation(
 ) -> tuple[Taxonomy, list[Row]]:
     "The taxonomy that the ids belong to, and the rows by time; raises `BadInput`, with file and line, for a bad file."
     path = Path(path)
-    rows = _read_rows(path)
-    if not rows: raise BadInput('holds no operation', path, 'remove the file or annotate the session')
-    for a, b in zip(rows, rows[1:], strict=False):
-        if b[0] < a[1] - 1e-6:
-            raise BadInput(f'the segment overlaps the one in line {a[4]}', f'{path}, line {b[4]}', 'mend their times')
-    taxonomy = _taxonomy_of({row[3] for row in rows}, path)
+    lines = _read_lines(path)
+    _check_times(lines)
+    taxonomy = _taxonomy_of(lines)
+    _check_names(lines, taxonomy)
+    _check_place(lines, path)
     names = {o.id: o.name for o in taxonomy.operations}
-    return taxonomy, [Row(box, names[id], start, end) for start, end, box, id, _ in rows]
+    return taxonomy, [Row(line.box, names[line.id], line.start, line.end) for line in lines]
 
 # %% ../nbs/01b_openpack.ipynb #00a93d2b
 def write_annotation(
@@ -239,19 +323,21 @@ class Session:
     def key(self) -> str:
         "Its name among all sessions, such as U0108-S0100."
         return f'{self.subject}-{self.id}'
-    def open(self) -> Video:
+    def open(self,
+        trusted: bool = True, # False: it is decoded in a child process
+    ) -> Video:
         "Its recording; raises `BadInput` when it has none."
         if self.source is None:
             raise BadInput('the session has no frames', self.key, 'add its kinect/color-masked folder')
-        return open_video(self.source)
+        return open_video(self.source, trusted=trusted)
 
 # %% ../nbs/01b_openpack.ipynb #5071125d
 def _source(root: str | Path, subject: str, session: str) -> tuple[Path | None, float | None]:
     "The frames of a session and their first moment in POSIX seconds."
     folder, videos = (_kinect(root, subject)/kind/session for kind in ('frames', 'videos'))
     if folder.is_dir():
-        stamps = [t for p in folder.rglob('*') if (t := parse_stamp(p.stem)) is not None]
-        return folder, min(stamps, default=None)
+        pictures, _ = stamped_pictures(folder)
+        return folder, pictures[0][0] if pictures else None
     found = sorted(p for p in videos.glob('*') if not p.name.startswith('.'))
     if not found: return None, None
     if len(found) > 1: raise BadInput(f'holds {len(found)} files', videos, 'leave one video a session')

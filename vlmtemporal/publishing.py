@@ -10,8 +10,8 @@ import shutil, tempfile
 from pathlib import Path
 
 from .adapters import Adapter
-from .backbones import BACKBONES
-from .basics import BadInput, VLMTemporalError, atomic_dir, markdown_table, read_json, write_text
+from .backbones import BACKBONES, fingerprint, is_local, model_config
+from .basics import BadInput, VLMTemporalError, atomic_dir, markdown_table, read_json, write_text, writing
 from .kernels import quiet
 from .loading import load_model
 
@@ -24,7 +24,7 @@ def _facts(adapter: Adapter) -> dict[str, object]:
     region = f' by what happens in {list(spec.roi)} of the picture' if spec.roi else ''
     drawn = twin and f"the twin of seed {twin['seed']}, {twin['sessions']} sessions of each person"
     facts = {
-        'base': adapter.base,
+        'base': adapter.base + (', a local folder' if is_local(adapter.base) else ''),
         'operations': adapter.taxonomy.name,
         'frames': f'{spec.k} of {spec.n_frames}, chosen by `{spec.sampler}`{region}{context}',
         'people': ', '.join(adapter.people),
@@ -72,13 +72,13 @@ def _license(base: str) -> str:
     if base == 'tiny': return 'apache-2.0'
     return next((b.license for b in BACKBONES.values() if b.hub_id == base), 'other')
 
-def _head(base: str) -> str:
+def _head(base: str, library: str) -> str:
     "The card's metadata, as YAML."
     from huggingface_hub import ModelCardData
     license = _license(base)
     known = license in ('apache-2.0', 'llama2') # to the Hub
     return ModelCardData(
-        base_model=None if base == 'tiny' else base, library_name='peft', pipeline_tag='image-text-to-text',
+        base_model=base if '/' in base else None, library_name=library, pipeline_tag='image-text-to-text',
         license=license if known else 'other', license_name=None if known else license,
         tags=['vlmtemporal', 'qlora', 'temporal-localization', 'procedural-video']).to_yaml()
 
@@ -87,7 +87,7 @@ _CARD = '''\
 ---
 {{ head }}
 ---
-# A vlmtemporal adapter
+# A vlmtemporal {{ kind }}
 
 Five seconds of packing work in, one answer out: what is being done, in which frames, and what comes next.
 
@@ -109,7 +109,7 @@ The licence of the base model applies ({{ license }}); the terms of the training
 
 ```python
 from vlmtemporal.engine import Engine
-Engine({{ base }}, 'this folder').predict('video.mp4')
+Engine({{ folders }}).predict('video.mp4')
 ```
 '''
 
@@ -117,6 +117,7 @@ Engine({{ base }}, 'this folder').predict('video.mp4')
 def model_card(
     adapter: Adapter | str | Path,     # or a folder that `fit` wrote
     results: str | Path | None = None, # results.json of an evaluation of it
+    merged: bool = False,              # of a checkpoint that it is part of
 ) -> str:
     """The README of a published adapter, from what the adapter knows of itself.
 
@@ -125,8 +126,10 @@ def model_card(
     adapter = Adapter.load(adapter)
     facts = markdown_table(['what', 'value'], [[*fact] for fact in _facts(adapter).items()])
     measured = _evaluation(adapter, results) if results else 'This adapter has not been evaluated.'
-    base, template = adapter.base, Template(_CARD, keep_trailing_newline=True)
-    return template.render(head=_head(base), facts=facts, evaluation=measured, license=_license(base), base=repr(base))
+    folders = "'this folder'" if merged else f"{adapter.base!r}, 'this folder'"
+    return Template(_CARD, keep_trailing_newline=True).render(
+        head=_head(adapter.base, 'transformers' if merged else 'peft'), kind='model' if merged else 'adapter',
+        facts=facts, evaluation=measured, license=_license(adapter.base), folders=folders)
 
 # %% ../nbs/02f_publishing.ipynb #f8fd695d
 @quiet()
@@ -140,12 +143,12 @@ def merge(
     Raises `BadInput` when the folder exists, or when either cannot be loaded."""
     adapter = Adapter.load(adapter)
     if Path(out).exists(): raise BadInput('exists already', out, 'choose another folder')
-    loaded = load_model(model or adapter.base, adapter, merge=True)
+    loaded = load_model(adapter.base_model(model), adapter, merge=True)
     with atomic_dir(out) as tmp:
         loaded.model.save_pretrained(tmp, safe_serialization=True)
         loaded.processor.save_pretrained(tmp)
         adapter.describe_merged(tmp)
-        write_text(tmp/'README.md', model_card(adapter))
+        write_text(tmp/'README.md', model_card(adapter, merged=True))
     return Path(out)
 
 # %% ../nbs/02f_publishing.ipynb #30c88193
@@ -164,6 +167,14 @@ def _upload(folder: str | Path, repo: str, private: bool) -> str:
     except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as e:
         raise VLMTemporalError(f'{repo}: the Hub refused ({str(e).splitlines()[0][:200]})') from None
 
+# %% ../nbs/02f_publishing.ipynb #b9338dcf
+def _check_whole(adapter: Adapter):
+    "Raises `BadInput` when the weights do not fit the base, as far as that is known here."
+    if is_local(adapter.base): return
+    try: config, _ = model_config(adapter.base)
+    except BadInput: return
+    if fingerprint(config) == adapter.fingerprint: adapter.check_weights(config)
+
 # %% ../nbs/02f_publishing.ipynb #d66c57e4
 def publish(
     adapter: Adapter | str | Path,     # a folder that `fit` wrote, or 'tiny'; stays as it is
@@ -179,8 +190,10 @@ def publish(
     if not get_token():
         raise BadInput('no token for the Hub', 'HF_TOKEN',
                        'set it to a token with write access, or log in with `hf auth login`')
+    _check_whole(adapter)
     with tempfile.TemporaryDirectory() as tmp:
-        for name in _PUBLISHED:
-            if (adapter.path/name).exists(): shutil.copy(adapter.path/name, tmp)
-        write_text(Path(tmp)/'README.md', model_card(adapter, results))
+        with writing(tmp):
+            for name in _PUBLISHED:
+                if (adapter.path/name).exists(): shutil.copy(adapter.path/name, tmp)
+            write_text(Path(tmp)/'README.md', model_card(adapter, results))
         return _upload(tmp, repo, private)

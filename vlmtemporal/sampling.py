@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from .basics import Picture
-from .frames import FrameSpec, clip_grid, context_grid
+from .frames import FrameSpec, check_shown, clip_grid, context_grid, enough_for
 from .samplers import get_sampler
-from .scores import enough_width, get_score, score_frames, smooth
-from .video import Video
+from .scores import Scorer, get_score, smooth
+from .sources import Video, once_more
 
 # %% ../nbs/00_sampling.ipynb #9472fa77
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class SampledClip:
     score: str           # whose `scores` these are; a sampler without one shows the entropy that it did not look at
     scores: np.ndarray = field(repr=False) # float32 (T,), not smoothed
     frames: np.ndarray = field(repr=False) # uint8 RGB (k, H, W, 3)
+    warnings: tuple[str, ...] = () # what is wrong with the video
 
     @property
     def sampler(self) -> str:
@@ -44,34 +45,38 @@ class SampledClip:
             score = round(float(self.scores[i]), 4) if i >= 0 else None
             return dict(index=i, time=round(self.start + i/self.spec.fps, 3), score=score)
         chosen = [frame(i) for i in self.indices.tolist()]
-        return dict(video=self.video, sampler=self.sampler, fps=self.spec.fps, n_frames=self.n_frames, frames=chosen)
+        return dict(video=self.video, sampler=self.sampler, fps=self.spec.fps, n_frames=self.n_frames, frames=chosen,
+                    warnings=list(self.warnings))
     def _repr_png_(self): return plot_samplers([self]).png
 
 # %% ../nbs/00_sampling.ipynb #21cf54a0
-def _clip_scores(video: Video, grid: np.ndarray, score: str, roi) -> np.ndarray:
+def _clip_scores(video: Video, grid: np.ndarray, score: str, spec: FrameSpec) -> np.ndarray:
     "The scores that these frames have in the whole video, float32 (T,)."
-    s, fps = get_score(score), video.info.fps
-    around = max(s.half(fps), 1 if s.between else 0)
+    scorer, fps = Scorer(score, spec.roi, bgr=True), video.info.fps
+    around = max(scorer.score.half(fps), 1 if scorer.score.between else 0)
     first = max(grid[0] - around, 0)
-    stop = min(grid[-1] + 1 + around, len(video))
-    frames = video.read(range(first, stop), enough=enough_width([score], roi))
-    return score_frames(frames, score, roi, fps)[grid - first]
+    part = int(first), int(min(grid[-1] + 1 + around, len(video)))
+    values = video.scan(lambda frames: (np.asarray(scorer(f)) for _, f in frames), enough_for(spec, score), part)
+    return scorer.score.finish(list(values), fps)[grid - first]
 
 # %% ../nbs/00_sampling.ipynb #abe6c9d1
+@once_more
 def sample_clip(
     video: Video,
     start: float = 0.,             # seconds into the video
     spec: FrameSpec = FrameSpec(), # how to choose
     seed: object = 0,              # for the sampler that draws at random
 ) -> SampledClip:
-    "Score a clip and choose its frames. Raises `BadInput` when it starts outside the video."
+    "Score a clip and choose its frames. Raises `BadInput` when it starts outside the video or reaches into a hole."
     sampler, grid = get_sampler(spec.sampler), clip_grid(video, start, spec)
+    check_shown(video, grid, start, spec)
     score = sampler.score or 'entropy'
-    scores = _clip_scores(video, grid, score, spec.roi)
+    scores = _clip_scores(video, grid, score, spec)
     chosen = sampler(scores, spec.k, seed, fps=spec.fps)
     context, context_frames = context_grid(video, start, spec)
-    frames = video.read(np.r_[context_frames, grid[chosen]], spec.size)
-    return SampledClip(video.info.path, spec, float(start), len(grid), np.r_[context, chosen], score, scores, frames)
+    frames = video.read(np.r_[context_frames, grid[chosen]], spec.size, enough_for(spec, sampler.score))
+    return SampledClip(video.info.path, spec, float(start), len(grid), np.r_[context, chosen], score, scores, frames,
+                       video.info.notes)
 
 # %% ../nbs/00_sampling.ipynb #22b19bfa
 def _draw_scores(ax, clips: list[SampledClip]) -> tuple[list[str], float, float]:

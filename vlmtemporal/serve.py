@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from .api import create_app
 from .app import mount
+from .basics import check_number
 from .engine import Engine
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ def serve(
     host: str = '127.0.0.1',
     port: int = 8000,
 ):
-    "Serve until interrupted: the page at `/`, the API at `/predict`, its documentation at `/docs`."
+    """Serve until interrupted: the page at `/`, the API at `/predict`, its documentation at `/docs`.
+    Raises `BadInput` for a port that is none."""
     import uvicorn
+    check_number(port, 'port', 1, 65535, whole=True)
     uvicorn.run(create_server(model, adapter), host=host, port=port, log_level='warning')

@@ -295,6 +295,10 @@ class Shards(_Reader):
         "Session -> ids of its clips that lack frames."
         return self.index.get('lacking', {})
     @property
+    def notes(self) -> dict[str, list[str]]:
+        "Session -> what is wrong with its recording, a sentence each."
+        return self.index.get('notes', {})
+    @property
     def generator(self) -> dict | None:
         "The recipe of the digital twin that drew the videos; None for recordings."
         return self.index.get('generator')

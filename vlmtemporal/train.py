@@ -15,8 +15,9 @@ from pathlib import Path
 from subprocess import Popen
 from typing import IO, Any
 
-from .backbones import model_config, model_name
-from .basics import BadInput, Picture, VLMTemporalWarning, write_json
+from .adapters import refuse_merged
+from .backbones import model_config, model_name, weights_fingerprint
+from .basics import BadInput, Picture, VLMTemporalError, VLMTemporalWarning, check_number, write_json
 from .checkpoints import check_resumable, checkpoint_step, is_final, last_checkpoint, restore
 from .clips import Answer
 from .kernels import quiet
@@ -25,8 +26,8 @@ from .memory import Budget, Measured, budget, choose_micro_batch, measure
 from .prompts import answer_text
 from .publishing import merge, model_card, publish # noqa: F401, for others
 from .shards import Shards, find_split, verify
-from .trainer import (SESSION_SETTINGS, TrainConfig, guard_trainer, make_trainer, rank, save_adapter,
-                                 stop_on_sigterm, train_config, world)
+from .trainer import (SESSION_SETTINGS, TrainConfig, check_run, guard_trainer, make_trainer, rank,
+                                 save_adapter, stop_on_sigterm, train_config, world)
 
 _all_ = ['TrainConfig', 'train_config', 'merge', 'model_card', 'publish'] # what people ask this chapter for
 
@@ -114,7 +115,7 @@ class _Trial:
             config = replace(self.config, micro_batch=micro, accumulation=self.effective//micro,
                              gradient_checkpointing=checkpointing)
             return _one_step(self.model, self.data, config, self.rows)
-        micro, measured = _halving(step, planned, self.effective)
+        micro, measured = _halving(step, min(planned, len(self.rows)), self.effective)
         if measured is None: return None
         paper = budget(self.architecture, micro, checkpointing=checkpointing, **self.shape)
         return Preflight(str(self.model), self.room, micro, self.effective//micro, checkpointing, paper, measured)
@@ -129,7 +130,9 @@ def preflight(
 ) -> Preflight:
     """Choose micro-batch and checkpointing for a card, by measuring optimiser steps of the longest examples.
 
-    Raises `BadInput`, with numbers, when one example at a time does not fit."""
+    Raises `BadInput`, with numbers, when one example at a time does not fit, or when `vram` is no size of a card."""
+    check_number(vram, 'vram', 1, 10**4)
+    refuse_merged(model)
     trial = _Trial(model, find_split(shards, 'train'), config, vram*.91) # a 16 GB card has 14.56 GiB
     saving = trial.measure(checkpointing=True)
     if saving is None:
@@ -177,19 +180,41 @@ def plot_loss(history: list[dict]) -> Picture:
 def _identity(shards: Shards, model: str | Path, config: TrainConfig) -> dict:
     "What makes a run this run."
     lasting = {k: v for k, v in asdict(config).items() if k not in SESSION_SETTINGS}
-    return dict(model=model_name(model), config=lasting, data=shards.config,
+    return dict(model=model_name(model), weights=weights_fingerprint(model), config=lasting, data=shards.config,
                 shards=[s['sha256'] for s in shards.index['shards']])
 
 # %% ../nbs/02_train.ipynb #ac76949e
 def _prepare(out: Path, shards: Shards, model: str | Path, config: TrainConfig, resume: bool) -> Path | None:
-    "The checkpoint to go on from. `BadInput` for damaged data, and for a folder that is another run's."
-    if rank(): return last_checkpoint(out) # the first process does the rest
+    """The checkpoint to go on from. `BadInput` for settings that do not fit the data, for damaged data, and for a
+    folder that is another run's."""
+    check_run(config, len(shards))
+    last = last_checkpoint(out)
+    if rank(): return last # the first process does the rest
     if problems := verify(shards):
         where, _, what = problems[0].partition(': ')
         more = f', and {len(problems) - 1} more' if problems[1:] else ''
         raise BadInput(what + more, where, 'build the shards again')
-    check_resumable(out, _identity(shards, model, config), resume)
-    return last_checkpoint(out)
+    if last or not resume or (out/'adapter').exists():
+        check_resumable(out, _identity(shards, model, config), resume, asdict(TrainConfig()))
+    return last
+
+# %% ../nbs/02_train.ipynb #eeed2f03
+@contextmanager
+def _taken(out: Path, identity: dict) -> Iterator[None]:
+    "Say in the folder whose it is; say it no longer when the run fails and leaves no checkpoint."
+    if not rank(): write_json(out/'run.json', identity)
+    try: yield
+    except BaseException:
+        if not rank() and last_checkpoint(out) is None: (out/'run.json').unlink(missing_ok=True)
+        raise
+
+# %% ../nbs/02_train.ipynb #d1ec549e
+def _check_trained(model: Any, steps: int):
+    "Raises `VLMTemporalError` when the steps changed nothing."
+    changes = [p for name, p in model.named_parameters() if 'lora_B' in name]
+    if any(p.detach().any() for p in changes): return
+    raise VLMTemporalError(f'{steps} optimiser steps changed nothing, and no adapter is written; choose another folder '
+                           'and give more steps (epochs, max_steps) or a higher learning_rate')
 
 # %% ../nbs/02_train.ipynb #0ef90660
 def _versions() -> dict[str, str]:
@@ -232,24 +257,25 @@ def fit(
 ) -> Run:
     """Fine-tune an NF4 model with LoRA on the train split; keep what is done; go on from the last complete checkpoint.
 
-    Raises `BadInput` for damaged shards and a folder that is another run's, `VLMTemporalError` when the disk is full or
-    the loss is no number."""
+    Raises `BadInput`, before anything is written, for damaged shards, settings that do not fit them and a folder that
+    is another run's, `VLMTemporalError` when the disk is full, the loss is no number or nothing was learnt."""
     from transformers import set_seed
+    refuse_merged(model)
     out, data, stop = Path(out), find_split(shards, 'train'), threading.Event()
     checkpoint = _prepare(out, data, model, config, resume)
     set_seed(config.seed)
     loaded = load_model(model)
-    if not rank(): write_json(out/'run.json', _identity(data, model, config)) # from here on the folder is taken
     trainer = make_trainer(loaded, data, out, config, stop)
     float32_modules = _guarded(trainer)
     begin = time.time()
-    if checkpoint and is_final(checkpoint): restore(trainer, checkpoint) # the Trainer would take a step too many
-    else:
-        with stop_on_sigterm(stop): trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with _taken(out, _identity(data, model, config)), stop_on_sigterm(stop):
+        if checkpoint and is_final(checkpoint): restore(trainer, checkpoint) # the Trainer would take a step too many
+        else: trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     state, seconds, history = trainer.state, time.time() - begin, _history(trainer.state)
     done = state.global_step == state.max_steps # else an adapter would pretend to be trained
     if not rank():
         write_json(out/'history.json', history)
+        if done: _check_trained(loaded.model, state.global_step)
         if done: save_adapter(loaded, out/'adapter', data, _training(config, data, history), float32_modules)
     return Run(str(out/'adapter') if done else None, model_name(model), state.global_step, seconds,
                checkpoint_step(checkpoint) if checkpoint else 0, history, state.max_steps, stop.is_set())
@@ -285,12 +311,13 @@ def _ended_together(run: list[Popen]) -> Iterator[None]:
 # %% ../nbs/02_train.ipynb #195e7835
 def launch(
     command: list[str], # a program that calls `fit`
-    processes: int,     # one a GPU, or any number on a CPU
+    processes: int,     # one a GPU, or any number up to 64 on a CPU
 ) -> int:               # 0, or the exit code of the first that failed
     """Run the same program several times at once as the processes of one training run; SIGTERM reaches them all.
 
     Raises `BadInput` when there are fewer GPUs than processes."""
     import torch
+    check_number(processes, '--processes', 1, 64, whole=True)
     if torch.cuda.is_available() and torch.cuda.device_count() < processes:
         raise BadInput(f'{processes} processes, {torch.cuda.device_count()} GPU', '--processes',
                        'give as many as there are GPUs, and look at CUDA_VISIBLE_DEVICES')

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SESSION_SETTINGS', 'TrainConfig', 'Setting', 'setting_fields', 'train_config', 'training_set', 'world', 'rank',
-           'stop_on_sigterm', 'Collator', 'make_trainer', 'guard_trainer', 'save_adapter']
+           'stop_on_sigterm', 'check_run', 'warmup_steps', 'Collator', 'forget_checkpoints', 'make_trainer',
+           'guard_trainer', 'save_adapter']
 
 # %% ../nbs/02h_trainer.ipynb #872edda1
 import importlib.util, math, os, shutil, signal, sys, threading, time
@@ -14,42 +15,61 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (BeforeValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError, field_validator,
+                      model_validator)
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from .adapters import Adapter
-from .basics import BadInput, VLMTemporalError, read_json
-from .checkpoints import checkpoint_path, last_checkpoint, mark_complete
+from .backbones import public_name, weights_fingerprint
+from .basics import BadInput, VLMTemporalError, number_range, read_json, shown, why_refused
+from .checkpoints import (check_restorable, checkpoint_path, checkpoint_step, incomplete, last_checkpoint,
+                                     mark_complete)
 from .kernels import checkpointing_arguments, freeze_vision, guard_fp16, run_in_float32
 from .loading import LoadedModel, compute_dtype
 from .prompts import answer_text, messages
 from .publishing import model_card
 from .shards import Shards
 
+# %% ../nbs/02h_trainer.ipynb #77220239
+def _is_no_text(value: object) -> object:
+    "The same value; `ValueError` for a text or a Boolean, which pydantic would take for a number."
+    if isinstance(value, (bool, str, bytes)): raise ValueError('is no number')
+    return value
+
+_Whole = Annotated[int, BeforeValidator(_is_no_text)]
+_Number = Annotated[float, BeforeValidator(_is_no_text)]
+_Flag = Annotated[bool, Strict()]
+
 # %% ../nbs/02h_trainer.ipynb #59f20630
 @checked_dataclass(frozen=True, config=ConfigDict(extra='forbid', allow_inf_nan=False))
 class TrainConfig:
     "What a training run is, apart from its data and its model. Raises `BadInput` for a value that cannot be."
-    epochs: Annotated[float, Field(gt=0, description='passes over the data')] = 3.
-    max_steps: Annotated[int, Field(ge=-1, description='optimiser steps; -1: as epochs says')] = -1
-    learning_rate: Annotated[float, Field(ge=0, description='peak; cosine decay to zero')] = 2e-4
-    warmup: Annotated[float, Field(ge=0, lt=1, description='share of the steps')] = .03
-    micro_batch: Annotated[int, Field(ge=1, description='examples in one forward pass')] = 2
-    accumulation: Annotated[int, Field(ge=1, description='forward passes in one optimiser step')] = 8
-    max_grad_norm: Annotated[float, Field(ge=0, description='a longer gradient is shortened to this')] = .3
-    lora_r: Annotated[int, Field(ge=1, description='rank of the adapters')] = 16
-    lora_alpha: Annotated[int, Field(ge=1, description='what they add is scaled by lora_alpha/lora_r')] = 32
-    lora_dropout: Annotated[float, Field(ge=0, lt=1, description='share of their inputs that is dropped')] = .05
-    save_steps: Annotated[int, Field(ge=1, description='optimiser steps between checkpoints')] = 50
-    keep: Annotated[int, Field(ge=1, description='checkpoints kept')] = 3
-    gradient_checkpointing: Annotated[bool, Field(description='compute layers twice: less memory, more time')] = True
-    seed: Annotated[int, Field(ge=0, description='of every random choice')] = 0
-    max_hours: Annotated[float, Field(ge=0, description='save and stop before so much time is over; 0: no limit')] = 0.
+    epochs: Annotated[_Number, Field(gt=0, le=10**4, description='passes over the data')] = 3.
+    max_steps: Annotated[_Whole, Field(ge=-1, le=10**9, description='optimiser steps; -1: as epochs says')] = -1
+    learning_rate: Annotated[_Number, Field(ge=1e-9, le=1, description='peak; cosine decay to zero')] = 2e-4
+    warmup: Annotated[_Number, Field(ge=0, lt=1, description='share of the steps in which the rate rises')] = .03
+    micro_batch: Annotated[_Whole, Field(ge=1, le=1024, description='examples in one forward pass')] = 2
+    accumulation: Annotated[_Whole, Field(ge=1, le=4096, description='forward passes in one optimiser step')] = 8
+    max_grad_norm: Annotated[_Number, Field(
+        ge=0, le=10**6, description='a longer gradient is shortened to this; 0: none is')] = .3
+    lora_r: Annotated[_Whole, Field(ge=1, le=1024, description='rank of the adapters')] = 16
+    lora_alpha: Annotated[_Whole, Field(
+        ge=1, le=65536, description='what they add is scaled by lora_alpha/lora_r')] = 32
+    lora_dropout: Annotated[_Number, Field(ge=0, lt=1, description='share of their inputs that is dropped')] = .05
+    save_steps: Annotated[_Whole, Field(ge=1, le=10**9, description='optimiser steps between checkpoints')] = 50
+    keep: Annotated[_Whole, Field(ge=1, le=10**6, description='checkpoints kept')] = 3
+    gradient_checkpointing: Annotated[_Flag, Field(description='compute layers twice: less memory, more time')] = True
+    seed: Annotated[_Whole, Field(ge=0, lt=2**32, description='of every random choice')] = 0
+    max_hours: Annotated[_Number, Field(
+        ge=0, le=10**5, description='save and stop before so much time is over; 0: no limit')] = 0.
     report_to: Annotated[str, Field(description='where else the curve goes: tensorboard, wandb, or both')] = ''
     @property
     def reports(self) -> list[str]:
         "Where else the curve goes, as a list."
         return [name for name in self.report_to.split(',') if name]
+    @field_validator('max_steps')
+    @classmethod
+    def _has_steps(cls, value: int) -> int: return _check_steps(value)
     @field_validator('report_to')
     @classmethod
     def _is_installed(cls, value: str) -> str: return _check_reports(value)
@@ -62,29 +82,19 @@ class TrainConfig:
 SESSION_SETTINGS = ('max_hours', 'report_to') # may differ when a run is resumed
 
 # %% ../nbs/02h_trainer.ipynb #fb8af648
+def _check_steps(steps: int) -> int:
+    "The same number; `BadInput` for a run of no steps, which would stop before its end for ever."
+    if steps: return steps
+    raise BadInput('0 steps train nothing', 'max_steps', 'give at least 1, or -1 for as many as epochs says')
+
 def _check_reports(report_to: str) -> str:
     "The same text; `BadInput` when it names a place that is unknown, or whose package is not installed."
     for name in filter(None, report_to.split(',')):
         if name not in ('tensorboard', 'wandb'):
-            raise BadInput(f'cannot report to {name!r}', 'report_to', 'use tensorboard or wandb')
+            raise BadInput(f'cannot report to {shown(name)}', 'report_to', 'use tensorboard or wandb')
         if not importlib.util.find_spec(name):
             raise BadInput(f'{name} is not installed', 'report_to', f'pip install {name}')
     return report_to
-
-# %% ../nbs/02h_trainer.ipynb #3e6f356a
-_BOUNDS = dict(greater_than_equal=('ge', 'less than'), greater_than=('gt', 'not more than'),
-               less_than=('lt', 'not less than'))
-
-def _bad_setting(error: ValidationError) -> BadInput:
-    "The first thing that is wrong with the settings."
-    first, known = error.errors()[0], {s.name: s for s in setting_fields()}
-    key, value = str(first['loc'][0]), first['input']
-    if key not in known: return BadInput(f'unknown setting {key!r}', fix=f'use one of {", ".join(known)}')
-    setting = known[key]
-    if first['type'] not in _BOUNDS:
-        return BadInput(f'{value!r} is no {setting.type.__name__}', key, f'for example {key}={setting.default}')
-    bound, relation = _BOUNDS[first['type']]
-    return BadInput(f'{value} is {relation} {first["ctx"][bound]}', key, f'for example {key}={setting.default}')
 
 # %% ../nbs/02h_trainer.ipynb #7f8cdab3
 @dataclass(frozen=True)
@@ -94,11 +104,38 @@ class Setting:
     type: type
     default: object
     description: str
+    allowed: str # values, in words
+
+def _allowed(kind: type, bounds: list) -> str:
+    "The values of a type between the bounds of a field."
+    if kind is bool: return 'true or false'
+    if kind is str: return 'a text'
+    limits = {name: getattr(x, name) for x in bounds for name in ('ge', 'gt', 'le', 'lt') if hasattr(x, name)}
+    return number_range(kind is int, **limits)
 
 def setting_fields() -> list[Setting]:
     "Every setting of `TrainConfig`, in its order."
     known = TrainConfig.__pydantic_fields__ # type: ignore[attr-defined]
-    return [Setting(name, f.annotation, f.default, f.description) for name, f in known.items()]
+    return [Setting(name, f.annotation, f.default, f.description, _allowed(f.annotation, f.metadata))
+            for name, f in known.items()]
+
+# %% ../nbs/02h_trainer.ipynb #3e6f356a
+def _bad_setting(error: ValidationError) -> BadInput:
+    "The first thing that is wrong with the settings."
+    first, known = error.errors(include_url=False)[0], {s.name: s for s in setting_fields()}
+    key, value = str(first['loc'][0]), first['input']
+    if key not in known: return BadInput(f'unknown setting {shown(key)}', fix=f'use one of {", ".join(known)}')
+    setting = known[key]
+    examples = {bool: str(setting.default).lower(), str: 'tensorboard'}
+    example = examples.get(setting.type, setting.default)
+    return BadInput(f'{shown(value)} is not allowed', key, f'give {setting.allowed}, for example {key}={example}')
+
+# %% ../nbs/02h_trainer.ipynb #ada8ab6e
+def _from_text(key: str, text: str) -> object:
+    "What a text says for a setting; the text where it says nothing of the setting's type, to be refused."
+    kind = {s.name: s.type for s in setting_fields()}.get(key, str)
+    try: return TypeAdapter(kind).validate_python(text)
+    except ValidationError: return text
 
 # %% ../nbs/02h_trainer.ipynb #513826a2
 def train_config(
@@ -110,8 +147,8 @@ def train_config(
     if not isinstance(values, dict): raise BadInput('is not a JSON object', file, 'write {"epochs": 1}')
     for s in settings:
         key, equals, value = str(s).partition('=')
-        if not equals: raise BadInput('is no setting', s, 'write --set key=value')
-        values[key] = value
+        if not equals: raise BadInput('is no setting', shown(s), 'write --set key=value')
+        values[key] = _from_text(key, value)
     return TrainConfig(**values)
 
 # %% ../nbs/02h_trainer.ipynb #17042fe3
@@ -198,18 +235,42 @@ def _progress_line():
     return Progress()
 
 # %% ../nbs/02h_trainer.ipynb #2c7b7926
-def _loss_guard(trainer, out: Path):
+def _loss_guard(trainer, out: Path, config: TrainConfig):
     "A callback that stops a run whose loss is no number any more, and says where."
     from transformers import TrainerCallback
     class Finite(TrainerCallback):
         def on_log(self, args, state, control, logs=None, **_):
             if math.isfinite((logs or {}).get('loss', 0.)): return
             last, keys = last_checkpoint(out), trainer.keys
-            good, again = (f'{last.name} is good: ', 'go on from it') if last else ('', 'start again')
+            good, where = (f'{last.name} is good; ', ' in another folder') if last else ('', '')
             examples = ', '.join(keys[:16]) + (', ...' if len(keys) > 16 else '')
             raise VLMTemporalError(f"{out}: the loss is {logs['loss']} at step {state.global_step}, on {examples}; "
-                                   f'{good}lower learning_rate and {again}')
+                                   f'{good}start again{where} with a lower learning_rate than {config.learning_rate:g}')
     return Finite()
+
+# %% ../nbs/02h_trainer.ipynb #acd33c73
+def check_run(
+    config: TrainConfig,
+    examples: int,                 # that there are
+    processes: int | None = None,  # that train together; `world()` when absent
+):
+    "Raises `BadInput` when the processes cannot share a step, or a forward pass takes more examples than there are."
+    processes = processes or world()
+    if config.accumulation % processes:
+        raise BadInput(f'{config.accumulation} forward passes cannot be shared by {processes} processes',
+                       'accumulation', f'give a multiple of {processes}')
+    if config.micro_batch*processes <= examples: return
+    at_once = f'{config.micro_batch} examples at once' + (f' in each of {processes} processes' if processes > 1 else '')
+    raise BadInput(f'{at_once} are more than the {examples} that there are', 'micro_batch',
+                   f'give at most {examples//processes}' if examples >= processes else 'train on more examples')
+
+# %% ../nbs/02h_trainer.ipynb #de74a94a
+def warmup_steps(
+    share: float, # `TrainConfig.warmup`
+    steps: int,   # of the run
+) -> int:
+    "In how many steps the learning rate rises from zero; never in all of them."
+    return min(round(share*steps), steps - 1)
 
 # %% ../nbs/02h_trainer.ipynb #b60f3b3a
 def _precision(gpu: bool) -> dict:
@@ -226,20 +287,17 @@ def _loader(gpu: bool, passes: int) -> dict:
 
 # %% ../nbs/02h_trainer.ipynb #d2d57322
 def _arguments(config: TrainConfig, out: Path):
-    "TRL's arguments for a run; `BadInput` when the processes cannot share a step."
+    "TRL's arguments for a run."
     import torch
     from trl import SFTConfig
     gpu, processes = torch.cuda.is_available(), world()
-    passes, left = divmod(config.accumulation, processes)
-    if left:
-        raise BadInput(f'{config.accumulation} forward passes cannot be shared by {processes} processes',
-                       'accumulation', f'give a multiple of {processes}')
+    passes = config.accumulation//processes
     args = SFTConfig(
         output_dir=str(out/'checkpoints'), num_train_epochs=config.epochs, max_steps=config.max_steps, seed=config.seed,
-        learning_rate=config.learning_rate, lr_scheduler_type='cosine', warmup_steps=config.warmup,
+        learning_rate=config.learning_rate, lr_scheduler_type='cosine', warmup_steps=0, # see `warmup_steps`
         max_grad_norm=config.max_grad_norm, per_device_train_batch_size=config.micro_batch,
         gradient_accumulation_steps=passes, max_length=None,
-        save_strategy='steps', save_steps=config.save_steps, save_total_limit=max(config.keep, 2), logging_steps=1,
+        save_strategy='steps', save_steps=config.save_steps, save_total_limit=None, logging_steps=1,
         logging_nan_inf_filter=False, report_to=config.reports, run_name=out.resolve().name, disable_tqdm=True,
         ddp_find_unused_parameters=False, ddp_backend='gloo' if processes > 1 and not gpu else None,
         remove_unused_columns=False, dataset_kwargs=dict(skip_prepare_dataset=True),
@@ -264,30 +322,51 @@ class Collator:
 # %% ../nbs/02h_trainer.ipynb #12424154
 def _cannot_write(folder: Path, out: Path, error: Exception) -> VLMTemporalError:
     "What a full disk means for a run: the checkpoint is gone, the one before it is there."
-    why, before = str(error).splitlines()[0][:200], last_checkpoint(out)
+    before = last_checkpoint(out)
     untouched = f'{before.name} is untouched: ' if before else ''
-    return VLMTemporalError(f'{folder}: cannot be written ({why}); {untouched}make room on the disk and resume the run')
+    return VLMTemporalError(f'{folder}: cannot be written ({why_refused(error)}); {untouched}'
+                            'make room on the disk and resume the run')
+
+# %% ../nbs/02h_trainer.ipynb #5432800f
+def forget_checkpoints(
+    last: Path, # the checkpoint that has just been written
+    keep: int,  # it and the newest before it that are complete, so many in all, stay
+):
+    "Remove the other checkpoints before it."
+    folders = [p for p in last.parent.glob('checkpoint-*') if p.name.removeprefix('checkpoint-').isdigit()]
+    before = sorted((p for p in folders if checkpoint_step(p) < checkpoint_step(last)), key=checkpoint_step)
+    kept = [p for p in before if not incomplete(p)][1 - keep:] if keep > 1 else []
+    for p in before:
+        if p not in kept: shutil.rmtree(p)
 
 # %% ../nbs/02h_trainer.ipynb #7e63d28c
-def _trainer_class(shards: Shards, out: Path) -> type:
+def _trainer_class(shards: Shards, out: Path, config: TrainConfig) -> type:
     "`SFTTrainer` that knows which examples its current step has seen, and whose checkpoints are whole or absent."
     import torch
     from safetensors import SafetensorError
     from trl import SFTTrainer
     class Trainer(SFTTrainer):
         rows: list = []
+        def create_scheduler(self, num_training_steps, optimizer=None):
+            self.args.warmup_steps = warmup_steps(config.warmup, num_training_steps)
+            return super().create_scheduler(num_training_steps, optimizer)
         def training_step(self, model, inputs, *args, **kwargs):
             step = self.args.gradient_accumulation_steps*self.args.train_batch_size # examples
             self.rows = [*self.rows, *inputs.pop('rows').tolist()][-step:]
             return super().training_step(model, inputs, *args, **kwargs)
         @property
         def keys(self) -> list[str]: return [shards.keys[i] for i in self.rows]
+        def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+            check_restorable(self, Path(resume_from_checkpoint))
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
         def _save_checkpoint(self, *args):
             folder = checkpoint_path(out, self.state.global_step)
             try:
                 super()._save_checkpoint(*args)
                 if world() > 1: torch.distributed.barrier() # every process has written its random state
-                if not rank(): mark_complete(folder)
+                if rank(): return
+                mark_complete(folder)
+                forget_checkpoints(folder, config.keep)
             except (OSError, RuntimeError, SafetensorError) as e: # a full disk has many names
                 shutil.rmtree(folder, ignore_errors=True)
                 raise _cannot_write(folder, out, e) from None
@@ -308,12 +387,12 @@ def make_trainer(
     from transformers.trainer_callback import PrinterCallback
     lora = LoraConfig(r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout,
                       task_type='CAUSAL_LM', target_modules=loaded.backbone.lora_targets)
-    trainer = _trainer_class(shards, out)(
+    trainer = _trainer_class(shards, out, config)(
         model=loaded.model, args=_arguments(config, out), train_dataset=training_set(shards, rows),
         processing_class=loaded.processor, peft_config=lora,
         callbacks=[_progress_line(), _stopper(config.max_hours, stop or threading.Event())])
     trainer.data_collator = Collator(trainer.data_collator, compute_dtype())
-    trainer.add_callback(_loss_guard(trainer, out))
+    trainer.add_callback(_loss_guard(trainer, out, config))
     trainer.remove_callback(PrinterCallback)
     for p in trainer.model.parameters():
         if p.requires_grad: p.data = p.data.to(torch.float32)
@@ -339,12 +418,6 @@ def guard_trainer(
         names.append(name)
     return names
 
-# %% ../nbs/02h_trainer.ipynb #f85d43aa
-def _base_name(loaded: LoadedModel) -> str:
-    "The base as others know it: no path of this machine is published."
-    if loaded.name == 'tiny' or not Path(loaded.name).exists(): return loaded.name
-    return loaded.backbone.hub_id
-
 # %% ../nbs/02h_trainer.ipynb #063e3a63
 def save_adapter(
     loaded: LoadedModel,  # with the trained adapter
@@ -354,6 +427,6 @@ def save_adapter(
     float32_modules: Sequence[str] = (),
 ) -> Adapter:
     "Write the adapter, with what it was trained on and for, the order of work and a card; whole or not at all."
-    adapter = Adapter(path, _base_name(loaded), loaded.fingerprint, data.spec, data.taxonomy, data.people,
-                      tuple(float32_modules), data.grammar, None, training)
+    adapter = Adapter(path, public_name(loaded.name), loaded.fingerprint, data.spec, data.taxonomy, data.people,
+                      tuple(float32_modules), data.grammar, None, training, weights_fingerprint(loaded.name))
     return adapter.save(loaded.model, model_card)

@@ -14,7 +14,7 @@ from typing import Any
 
 import cv2
 
-from .basics import BadInput, atomic_dir, cache_dir, progress, read_json, rng, write_json
+from .basics import BadInput, atomic_dir, cache_dir, check_number, progress, read_json, rng, write_json
 from .operations import get_taxonomy
 from .openpack import annotation_path, frame_path, video_path, write_annotation
 from .twin_drawing import render
@@ -49,7 +49,8 @@ def _write_frames(script: Script, root: Path, size: tuple[int, int]):
             name = frame_path(root, script.subject, script.session, script.start + t).relative_to(final)
             path = folder/name
             path.parent.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(path), render(script, t, size, clock=True)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
+            picture = render(script, t, size, clock=True)[..., ::-1]
+            path.write_bytes(cv2.imencode('.jpg', picture, [cv2.IMWRITE_JPEG_QUALITY, 88])[1].tobytes())
 
 # %% ../nbs/01e_twin.ipynb #52ba4217
 def _write_session(script: Script, root: Path, frames: bool, size: tuple[int, int], crf: int):
@@ -60,13 +61,19 @@ def _write_session(script: Script, root: Path, frames: bool, size: tuple[int, in
     write_annotation(path, script.subject, script.session, script.rows, script.start, get_taxonomy(script.taxonomy))
 
 # %% ../nbs/01e_twin.ipynb #ed753af5
+def _defaults(recipe: dict) -> dict:
+    "What a recipe does not say because the setting came later."
+    width_height = _checked_size(None, bool(recipe.get('frames')))
+    return dict(sessions=1, taxonomy='logistics', frames=False, size=list(width_height), crf=30)
+
 def _claim(folder: Path, recipe: dict):
     "Make `folder` the folder of this recipe. Raises `BadInput` when it is something else's."
     fix, marker = 'give a new or an empty folder', folder/'twin.json'
     if folder.exists() and not folder.is_dir(): raise BadInput('is no folder', folder, fix)
     if marker.exists():
         found = read_json(marker)
-        if found != recipe: raise BadInput(f'holds another twin: {found}', folder, fix)
+        if not isinstance(found, dict) or _defaults(found) | found != recipe:
+            raise BadInput(f'holds another twin: {found}', folder, fix)
         return
     if folder.exists() and any(folder.iterdir()): raise BadInput('is not empty and is no twin', folder, fix)
     write_json(marker, recipe)
@@ -75,14 +82,14 @@ def _claim(folder: Path, recipe: dict):
 def _check_counts(subjects: int, sessions: int, boxes: int):
     "Raises `BadInput` for a count that is out of range."
     for name, value, most in (('subjects', subjects, 99), ('sessions', sessions, 99), ('boxes', boxes, 999)):
-        if not 1 <= value <= most: raise BadInput(f'{value} is out of range', name, f'say 1 to {most}')
+        check_number(value, name, 1, most, whole=True)
 
 # %% ../nbs/01e_twin.ipynb #5e40fb25
 def _checked_size(size: Sequence[int] | None, frames: bool) -> tuple[int, int]:
     "Width and height. Raises `BadInput` for a size that cannot be encoded."
     width_height = tuple(size or ((1280, 720) if frames else (640, 480)))
-    if len(width_height) != 2 or any(n < 32 or n % 2 for n in width_height):
-        raise BadInput(f'{width_height} cannot be encoded', 'size', 'give an even width and height of 32 or more')
+    if len(width_height) != 2 or any(not 32 <= n <= 8192 or n % 2 for n in width_height):
+        raise BadInput(f'{width_height} cannot be encoded', 'size', 'give an even width and height of 32 to 8192')
     return width_height
 
 # %% ../nbs/01e_twin.ipynb #cbe87677
@@ -117,6 +124,7 @@ def make_twin(
 ) -> Path:                                 # `out`
     "Render a digital twin; the same arguments give the same files. Raises `BadInput` for what it cannot draw or claim."
     _check_counts(subjects, sessions, boxes)
+    check_number(crf, 'crf', 0, 51, whole=True)
     out, size = Path(out), _checked_size(size, frames)
     chosen = _chosen(subjects, only or ())
     scripts = [session_script(seed, subject, f'S{j:02d}00', boxes, taxonomy)
