@@ -214,6 +214,12 @@ def test_a_decoder_that_hangs_is_given_up(drawn, monkeypatch):
     forever.set()
 
 
+def test_a_title_in_another_encoding_is_no_damage(drawn, tmp_path):
+    command = [ffmpeg(), '-v', 'error', '-i', drawn, '-c', 'copy', '-metadata', b'title=caf\xe9', tmp_path/'title.mkv']
+    subprocess.run(command, check=True)
+    assert len(open_video(tmp_path/'title.mkv')) == 50
+
+
 def test_want_of_memory_is_a_sentence(drawn, monkeypatch):
     video = open_video(drawn)
     def starves(*args): raise MemoryError

@@ -60,7 +60,7 @@ class _Opened:
     def __init__(self, path: Path, limits: Limits):
         self._bytes = _Bytes(path)
         try:
-            self.container: Any = av.open(self._bytes, buffer_size=2**17, options=dict(
+            self.container: Any = av.open(self._bytes, buffer_size=2**17, metadata_errors='replace', options=dict(
                 format_whitelist=','.join(FORMATS), protocol_whitelist='none', max_pixels=str(limits.pixels)))
             self.stream = _choose(self.container, path)
             self.context = self.stream.codec_context
