@@ -591,9 +591,10 @@ def test_refused_before_anything_is_predicted(shards, tiny, tmp_path, monkeypatc
     about = dict(model='tiny', taxonomy='logistics', people=['U0101'], config={})
     from vlmtemporal.backbones import fingerprint, model_config
     about['fingerprint'] = fingerprint(model_config('tiny')[0])
+    shipped = Path(evaluation.__file__).parent/'tiny_model'/'adapter'
     def adapter(name, **change):
         (tmp_path/name).mkdir()
-        (tmp_path/name/'adapter_model.safetensors').touch()
+        for half in ('adapter_model.safetensors', 'adapter_config.json'): shutil.copy(shipped/half, tmp_path/name)
         write_json(tmp_path/name/'vlmtemporal.json', about | change)
         return tmp_path/name
     for a, says in ((adapter('base', fingerprint='x', model='Qwen/other'), 'was trained on Qwen/other, not on tiny'),
@@ -667,6 +668,9 @@ def test_calibrated_on_the_validation_person(shards, mock, tmp_path):
         assert [m.name for m in r.comparison.models][2:] == [f'{r.models[1].name} + grammar']
         if used == 0: assert names_of(r.grammar_rescored[0]) == names_of(r.models[1])
     (adapter/'grammar.json').unlink()
+    with pytest.raises(BadInput, match='lacks grammar.json'): load_model('tiny', adapter)
+    known = read_json(adapter/'vlmtemporal.json')
+    write_json(adapter/'vlmtemporal.json', known | dict(files=[f for f in known['files'] if f != 'grammar.json']))
     assert not evaluate(shards, 'tiny', [adapter], clips=1, grammar=True).timeline_priors
     with pytest.raises(BadInput, match="is the split 'train', not 'val'"): calibrate(shards/'train', adapter)
     (adapter/'calibration.json').write_text('{"temperature": -1}')

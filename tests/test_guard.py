@@ -359,5 +359,5 @@ def test_the_child_imports_little():
     "What a child must load before it can decode."
     program = 'import sys, vlmtemporal.guard, vlmtemporal.decoding; print(*sys.modules)'
     loaded = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True).stdout.split()
-    assert not {'torch', 'transformers', 'matplotlib', 'scipy', 'pandas'} & set(loaded)
+    assert not {'torch', 'transformers', 'matplotlib', 'scipy', 'pandas', 'PIL', 'tqdm'} & set(loaded)
     assert module.__name__ in loaded

@@ -14,11 +14,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
-from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 # %% ../nbs/00a_basics.ipynb #60928c31
 def _shown(where: object) -> str:
@@ -254,8 +255,9 @@ def progress(
     items: Iterable | None,   # what is worked through; None: the caller counts by `update`
     desc: str,                # what the work is, a word or two
     total: int | None = None, # how many there are, when `items` cannot say
-) -> tqdm:
+) -> 'tqdm':
     "Iterate over `items` with rate and time left on stderr; quiet when stderr is no terminal."
+    from tqdm import tqdm
     return tqdm(items, desc=desc, total=total, file=sys.stderr, disable=None, dynamic_ncols=True, leave=False)
 
 # %% ../nbs/00a_basics.ipynb #a98de816
@@ -273,6 +275,7 @@ def _png(
     dpi: int,
 ) -> bytes:
     "The picture as PNG; the same data give the same bytes."
+    from PIL import Image
     out = io.BytesIO()
     if isinstance(figure, np.ndarray): Image.fromarray(figure).save(out, format='png')
     else: figure.savefig(out, format='png', dpi=dpi, bbox_inches='tight', metadata={'Software': None})
