@@ -27,6 +27,21 @@ def test_predict(cli, video):
     assert {'clip_id', 'probabilities', 'parsed_by', 'latency_ms'} <= set(d) and err == ''
 
 
+def test_a_timeline_goes_to_a_person_and_comes_back(cli, video, tmp_path, monkeypatch):
+    from vlmtemporal.labels import read_labels
+    monkeypatch.chdir(tmp_path)
+    code, out, err = cli('analyze', video, '--stride', '30', '--json', '--export', 'elan')
+    written = tmp_path/f'{video.stem}.eaf'
+    assert code == 0 and written.name in err
+    said = [s for s in json.loads(out)['segments'] if s['operation'] != LOGISTICS.null]
+    back = read_labels(written).rows
+    assert [r.name for r in back] == [s['operation'] for s in said] and said
+    for r, s in zip(back, said, strict=True): assert abs(r.start - s['start']) <= .04 >= abs(r.end - s['end'])
+    code, _, err = cli('analyze', video, '--stride', '30', '--export', 'elan')
+    assert code == 2 and 'is there already' in err
+    assert cli('analyze', video, '--export', 'eaf')[0] == 2 == cli('analyze', video, '--to', 'x.csv')[0]
+
+
 def test_analyze(cli, video, tmp_path):
     code, out, _ = cli('analyze', video, '--stride', 30, '--json', '--plot', tmp_path/'t.png')
     d = json.loads(out)

@@ -137,6 +137,33 @@ def test_valid_a_thousand_times(tiny, spelt):
     assert len(spans) == 1000 and len(set(spans)) > 50
 
 
+def long_clips(n):
+    return [clip(i, 2, (n, n, 7)[i]) for i in range(3)]
+
+
+@pytest.mark.parametrize('seed, n', [(None, 300), (1, 300), (2, 1100)])
+def test_numbers_in_two_steps_are_those_of_one(spelt, monkeypatch, seed, n):
+    "Frames of long clips, spelt digit by digit: as if all numbers were asked at once."
+    loaded = spelt if seed is None else digits(smaller(seed))
+    found = constrained(loaded, long_clips(n), LOGISTICS)
+    assert all(p.answer.start_frame < p.answer.end_frame < e.n_frames for p, e in zip(found, long_clips(n)))
+    *_, start, end, _ = decode._template(loaded.processor.tokenizer, NAMES, n)[1]
+    assert len(start.head.tokens) < 180 and len(end.tail.tokens) < 15 and len(start.paths) == n - 1
+    with monkeypatch.context() as m:
+        m.setattr(decode, 'MANY', 10**6)
+        decode._template.cache_clear()
+        at_once = constrained(loaded, long_clips(n), LOGISTICS)
+    decode._template.cache_clear()
+    assert [words(p) for p in found] == [words(p) for p in at_once]
+
+
+def test_numbers_in_two_steps_by_rows(monkeypatch):
+    loaded, examples = digits(smaller(1)), long_clips(260)[:1]
+    in_trees = constrained(loaded, examples, LOGISTICS)
+    monkeypatch.setattr(decode, '_ready', lambda loaded: False)
+    assert words(constrained(loaded, examples, LOGISTICS)[0]) == words(in_trees[0])
+
+
 def test_agrees_with_free_text_where_that_is_the_most_likely(shards):
     "Of a trained model, on clips of the mock data: the adapter that ships."
     loaded, test = load_model('tiny', 'tiny', merge=True), find_split(shards, 'test')

@@ -222,6 +222,19 @@ def long(mock):
     return replace(r, timeline_priors=priors, sessions=asked, provenance=replace(r.provenance, evidence=evidence))
 
 
+def test_view_takes_the_file(long, tmp_path):
+    "The timelines of an evaluation stand below the labels; one without sessions is refused."
+    from vlmtemporal.cli import _lines_of_result
+    save_result(long, tmp_path)
+    lines = _lines_of_result(tmp_path/'results.json')
+    assert list(lines) == [s.key for s in long.sessions.sessions]
+    for i, some in enumerate(lines.values()):
+        assert [line.name for line in some] == list(long.sessions.timelines)
+        assert [list(line.segments) for line in some] == [list(t[i].segments) for t in long.sessions.timelines.values()]
+    save_result(random_result(4), tmp_path/'clips')
+    with pytest.raises(BadInput, match='holds no timeline'): _lines_of_result(tmp_path/'clips'/'results.json')
+
+
 def test_timelines_follow_from_the_windows_in_the_file(long, tmp_path):
     save_result(long, tmp_path)
     again = rescore(tmp_path/'results.json')

@@ -121,4 +121,5 @@ def test_import_is_quick():
         subprocess.run([sys.executable, '-c', program], check=True, env=one_thread)
         return used() - begin
     seconds(code) # the first import compiles
-    assert min(seconds(code) - seconds('pass') for _ in range(5)) < .5
+    needed = 'import av, cv2, numpy' # what it stands on, on this machine
+    assert min(seconds(code)/seconds(needed) for _ in range(5)) < 2

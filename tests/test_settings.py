@@ -157,7 +157,7 @@ def test_a_run_that_failed_at_its_start_gives_the_folder_back(shards, tmp_path, 
 
 # ---- numbers of other commands ---------------------------------------------------------------------------------------
 OPTIONS = {
-    'sample V': {'--k': '0 -1 2.7 126 nan many', '--start': '-1 nan inf x'},
+    'sample V': {'--k': '0 -1 2.7 3601 nan many', '--start': '-1 nan inf x'},
     'predict V': {'--start': '-1 nan -inf x'},
     'analyze V': {'--stride': '0 -1 nan inf .001', '--context': '-1 6 nan'},
     'study V': {'--workers': '0 -1 1.5', '--seed': '1.5 nan'},

@@ -44,6 +44,13 @@ def test_the_model_is_small():
     assert bundled_model() == MODEL and resolve_adapter('tiny').path.parent == MODEL
 
 
+def test_the_wheel_holds_the_taxonomies(dist):
+    with zipfile.ZipFile(next(dist.glob('*.whl'))) as z:
+        inside = {n: z.read(n) for n in z.namelist() if n.endswith('.yaml')}
+    here = {p.relative_to(ROOT).as_posix(): p.read_bytes() for p in (ROOT/'vlmtemporal'/'taxonomies').iterdir()}
+    assert inside == here and len(here) == 2
+
+
 def test_wheel_and_sdist_hold_the_model(dist):
     with zipfile.ZipFile(next(dist.glob('*.whl'))) as z:
         inside = {n: z.read(n) for n in z.namelist() if 'tiny_model' in n}

@@ -19,7 +19,7 @@ from .basics import (BadInput, VLMTemporalWarning, atomic_dir, file_hash, read_j
                                 write_text)
 from .frames import FrameSpec
 from .openpack import person
-from .operations import Grammar, Taxonomy, get_taxonomy
+from .operations import LOGISTICS, Grammar, Taxonomy
 
 # %% ../nbs/02c_adapters.ipynb #e76fc951
 _ADVICE = 'calibrate the adapter again'
@@ -108,7 +108,7 @@ def _facts(d: Any, where: Path) -> dict:
     if lacking := [name for name in _words(d, 'files', where, []) if not (where.parent/name).is_file()]:
         raise BadInput(f'lacks {lacking[0]}', where.parent, 'copy the whole folder again')
     return dict(base=model_name(base['name']), fingerprint=str(base['fingerprint']), base_weights=base.get('weights'),
-                spec=_spec(d, where), taxonomy=get_taxonomy(str(d.get('taxonomy', ''))),
+                spec=_spec(d, where), taxonomy=Taxonomy.of(d.get('taxonomy', ''), where),
                 people=_words(d, 'people', where), float32_modules=_words(d, 'float32_modules', where, []),
                 training=dict(d.get('training') or {}))
 
@@ -134,7 +134,7 @@ class Adapter:
     base: str                # the model that it was trained on, by its `public_name`
     fingerprint: str         # of that model's architecture
     spec: FrameSpec          # the frames that it was shown
-    taxonomy: Taxonomy = field(default_factory=lambda: get_taxonomy('logistics'))
+    taxonomy: Taxonomy = LOGISTICS
     people: tuple[str, ...] = ()             # subjects that it was trained on
     float32_modules: tuple[str, ...] = ()    # modules that overflow in fp16
     grammar: Grammar | None = None           # the order of work that its training split teaches
@@ -162,7 +162,7 @@ class Adapter:
         "What is written to vlmtemporal.json."
         base = dict(name=self.base, fingerprint=self.fingerprint)
         if self.base_weights: base['weights'] = self.base_weights
-        return dict(format=FORMAT, base=base, frames=self.spec.to_dict(), taxonomy=self.taxonomy.name,
+        return dict(format=FORMAT, base=base, frames=self.spec.to_dict(), taxonomy=self.taxonomy.stored(),
                     people=list(self.people), float32_modules=list(self.float32_modules), training=self.training,
                     files=['grammar.json'] if self.grammar else [])
     def save(self, model: Any, card: 'Callable[[Adapter], str] | None' = None) -> 'Adapter':
@@ -238,8 +238,9 @@ def _described(path: Path, facts: Path, fix: str) -> Adapter:
     fitted, known = path/'calibration.json', _facts(read_json(facts, fix), facts)
     grammar = Grammar.load(path/'grammar.json') if (path/'grammar.json').exists() else None
     if grammar and grammar.taxonomy != known['taxonomy']:
-        raise BadInput(f"is of {grammar.taxonomy.name}, the adapter of {known['taxonomy'].name}", path/'grammar.json',
-                       fix)
+        differs = known['taxonomy'].unlike(grammar.taxonomy)
+        raise BadInput(f"is of {grammar.taxonomy.name}, the adapter of {known['taxonomy'].name}: {differs}",
+                       path/'grammar.json', fix)
     return Adapter(
         path, **known, grammar=grammar,
         calibration=Calibration.from_dict(read_json(fitted, _ADVICE), fitted) if fitted.exists() else None)
@@ -348,8 +349,9 @@ def merged_into(config, model: str | Path) -> Adapter | None:
 def _check_test(adapter: Adapter, shards: TestSet):
     "Raises `BadInput` unless the shards can test the adapter; see `Adapter.check_test`."
     if adapter.taxonomy != shards.taxonomy:
-        raise BadInput(f'speaks the taxonomy {adapter.taxonomy.name}, the shards {shards.taxonomy.name}', adapter.path,
-                       'evaluate it on shards of its own')
+        own, theirs = adapter.taxonomy, shards.taxonomy
+        what = f'speaks the taxonomy {own.name}, the shards {theirs.name}: {own.unlike(theirs)}'
+        raise BadInput(what, adapter.path, 'evaluate it on shards of its own')
     tested = {person(key.split('-')[0]) for key in shards.keys}
     if known := sorted(tested & {person(p) for p in adapter.people}):
         raise BadInput(f'was trained on {", ".join(known)}, who is tested', adapter.path,

@@ -41,7 +41,7 @@ class _Limit:
 
 # %% ../nbs/04b_api.ipynb #b364936e
 class Span(BaseModel):
-    "Frames of the clip, 0 to 124, both inclusive."
+    "Frames of the clip, counted from 0, both inclusive."
     start_frame: int | None
     end_frame: int | None
 
@@ -124,7 +124,7 @@ def create_app(
     async def predict(video: Annotated[UploadFile, File(description='A video file')],
                       start: Annotated[float, Form(ge=0, le=1e6, description='Seconds into the video')] = 0.,
                       ) -> PredictResponse:
-        "What is done in the five seconds after `start`."
+        "What is done in the clip that begins at `start`, as long as those that the model was trained on."
         folder = Path(tempfile.mkdtemp(prefix='vlmtemporal-'))
         try:
             path = await run_in_threadpool(_save, video, folder)

@@ -51,7 +51,7 @@ def _described(engine: Engine) -> str:
     "Which model answers, in which words, about which frames."
     adapted = ' with an adapter' if engine.loaded.adapter else ''
     return (f'model `{Path(engine.loaded.name).name}`{adapted}, taxonomy {engine.taxonomy.name}, '
-            f'{engine.spec.k} frames by the sampler {engine.spec.sampler}')
+            f'{engine.spec.k} frames of {engine.spec.seconds:g} s by the sampler {engine.spec.sampler}')
 
 # %% ../nbs/04c_app.ipynb #6cf6b769
 def create_demo(

@@ -27,9 +27,11 @@ def _most_common(items: Iterable[Hashable], default):
 
 def best_span(
     answers: Sequence[Answer], # of the training split
+    n: int = N_FRAMES,         # frames of each clip
 ) -> tuple[int, int]:          # first and last frame
-    "The constant span with the highest mean tIoU, searched in steps of five frames."
-    spans = np.array([(s, e) for s in range(0, N_FRAMES, 5) for e in range(s + 4, N_FRAMES, 5)])
+    "The constant span with the highest mean tIoU, searched in steps of a 25th of the clip."
+    edges = np.unique(np.arange(26)*n//25).tolist()
+    spans = np.array([(s, e - 1) for i, s in enumerate(edges) for e in edges[i + 1:]])
     starts, ends = spans[:, :1], spans[:, 1:]           # (spans, 1)
     true_starts = np.array([a.start_frame for a in answers]) # (answers,)
     true_ends = np.array([a.end_frame for a in answers])
@@ -60,12 +62,12 @@ def bigram_on_predictions(
     return [a and replace(a, anticipated_next_operation=n) for a, n in zip(predicted, after)]
 
 # %% ../nbs/03d_baselines.ipynb #c194bc20
-def _random_answers(n: int, taxonomy: Taxonomy, seed: int) -> list[Answer]:
+def _random_answers(n: int, taxonomy: Taxonomy, seed: int, n_frames: int) -> list[Answer]:
     "Answers that depend on nothing but the seed."
     g = rng(seed, 'random baseline')
     answers = []
     for _ in range(n):
-        start, end = sorted(g.choice(N_FRAMES, 2, replace=False).tolist())
+        start, end = sorted(g.choice(n_frames, 2, replace=False).tolist())
         operation, following = str(g.choice(taxonomy.names)), str(g.choice(taxonomy.names))
         answers.append(Answer(operation, start, end, following))
     return answers
@@ -77,26 +79,27 @@ def baselines(
     taxonomy: Taxonomy,
     seed: int = 0,
     predicted: Mapping[str, Sequence[Answer | None]] | None = None, # method -> its answers to these clips
+    n_frames: int = N_FRAMES, # of each clip
 ) -> dict[str, list[Answer | None]]:
     "Answers to every clip, by methods that never look at it."
     majority = _most_common((a.dominant_operation for a in train), taxonomy.null)
     after, = bigram(train, [majority], taxonomy)
-    start, end = best_span(train) if train else (0, N_FRAMES - 1)
-    whole_clip = Answer(majority, 0, N_FRAMES - 1, after)
+    start, end = best_span(train, n_frames) if train else (0, n_frames - 1)
+    whole_clip = Answer(majority, 0, n_frames - 1, after)
     given = bigram(train, [q.dominant_operation for q in true], taxonomy)
     return {'majority, whole clip': [whole_clip]*len(true),
             f'majority, best span {start}-{end}': [Answer(majority, start, end, after)]*len(true),
             'bigram, operation given': [replace(whole_clip, anticipated_next_operation=n) for n in given],
             **{f'bigram on {name}': bigram_on_predictions(train, answers, taxonomy)
                for name, answers in (predicted or {}).items()},
-            'random': [*_random_answers(len(true), taxonomy, seed)]}
+            'random': [*_random_answers(len(true), taxonomy, seed, n_frames)]}
 
 # %% ../nbs/03d_baselines.ipynb #55d32e3d
 def _subsets(metas: Sequence[dict], true: Sequence[Answer]) -> dict[str, np.ndarray]:
     "Which clips belong to each part of a split, bool (n,)."
     spans = [(a.start_frame, a.end_frame) for a in true]
     return {'all clips': np.ones(len(true), bool),
-            'inner boundary': np.array([span != (0, N_FRAMES - 1) for span in spans], bool),
+            'inner boundary': np.array([span != (0, m['n_frames'] - 1) for span, m in zip(spans, metas)], bool),
             'anticipation': np.array([kind_of(m['boundary'], m['n_frames']) == 'anticipation' for m in metas], bool)}
 
 # %% ../nbs/03d_baselines.ipynb #7d0e2398
@@ -109,7 +112,8 @@ def image_free(
     metas = [shards.meta(i) for i in range(len(shards))]
     true = [Answer.from_dict(m['answer']) for m in metas]
     learnt = true if train is None else [Answer.from_dict(train.meta(i)['answer']) for i in range(len(train))]
-    scores = {name: clip_scores(p, true) for name, p in baselines(learnt, true, shards.taxonomy, seed).items()}
+    answers = baselines(learnt, true, shards.taxonomy, seed, n_frames=shards.spec.n_frames)
+    scores = {name: clip_scores(p, true) for name, p in answers.items()}
     def means(of, where):
         return {metric: round(float(values[where].mean()), 4) for metric, values in of.items()}
     return {part: dict(clips=int(where.sum()), baselines={name: means(s, where) for name, s in scores.items()})

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['VLMTemporalError', 'VLMTemporalWarning', 'BadInput', 'shown', 'number_range', 'check_number', 'CannotWrite',
            'error_code', 'why_refused', 'writing', 'program_error', 'atomic_path', 'atomic_dir', 'write_text',
-           'write_json', 'read_json', 'file_hash', 'json_hash', 'rng', 'progress', 'cache_dir', 'Picture',
-           'markdown_table']
+           'write_json', 'read_json', 'encoding_of', 'decoded', 'file_hash', 'json_hash', 'rng', 'progress',
+           'cache_dir', 'Picture', 'markdown_table']
 
 # %% ../nbs/00a_basics.ipynb #4e54f4d7
-import base64, errno, gzip, hashlib, io, json, os, re, shutil, signal, sys, tempfile, zlib
+import base64, codecs, errno, gzip, hashlib, io, json, os, re, shutil, signal, sys, tempfile, zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from numbers import Integral, Real
@@ -230,6 +230,28 @@ def read_json(
     except FileNotFoundError: raise BadInput('no such file', path, fix) from None
     except (ValueError, OSError, EOFError, zlib.error, RecursionError) as e:
         raise BadInput(f'cannot be read as JSON ({e})', path, fix) from None
+
+# %% ../nbs/00a_basics.ipynb #0e252060
+_MARKS = {codecs.BOM_UTF8: 'utf-8-sig', codecs.BOM_UTF32_LE: 'utf-32', codecs.BOM_UTF32_BE: 'utf-32',
+          codecs.BOM_UTF16_LE: 'utf-16', codecs.BOM_UTF16_BE: 'utf-16'} # UTF-32 first, its mark begins like UTF-16's
+
+def encoding_of(data: bytes) -> str:
+    "The encoding that the mark at the beginning of a text states; UTF-8 where there is none."
+    return next((name for mark, name in _MARKS.items() if data.startswith(mark)), 'utf-8')
+
+def decoded(
+    data: bytes,              # of the whole file
+    path: str | Path,         # named by what is wrong
+    fix: str = 'save it in UTF-8',
+) -> str:
+    "The bytes as text. Raises `BadInput`, with the line, for what is no text, or in another encoding."
+    encoding = encoding_of(data)
+    try: text = data.decode(encoding)
+    except UnicodeDecodeError as e:
+        line = data[:e.start].count(b'\n') + 1
+        raise BadInput(f'byte {data[e.start]:#04x} cannot be read as {encoding}', f'{path}, line {line}', fix) from None
+    if '\0' not in text: return text
+    raise BadInput('holds a NUL byte', f'{path}, line {text[:text.index(chr(0))].count(chr(10)) + 1}', fix)
 
 # %% ../nbs/00a_basics.ipynb #17dd3a17
 def file_hash(path: str | Path) -> str:

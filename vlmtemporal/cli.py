@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['app', 'Json', 'Seed', 'Workers', 'Root', 'Built', 'BuiltOrSplit', 'Video', 'Start', 'Trusted', 'Model', 'Base',
-           'Adapter', 'Trained', 'Sampler', 'K', 'Roi', 'Context', 'Config', 'Set', 'Clips', 'MaxClips', 'Trust',
-           'with_settings', 'twin', 'sample', 'study', 'build', 'check', 'export', 'train', 'preflight', 'calibrate',
-           'merge', 'publish', 'eval', 'ablate', 'lopo', 'predict', 'analyze', 'serve', 'demo', 'doctor', 'renamed',
-           'main']
+           'Adapter', 'Words', 'Trained', 'Sampler', 'Seconds', 'Fps', 'K', 'Roi', 'Context', 'Config', 'Set', 'Clips',
+           'MaxClips', 'Trust', 'with_settings', 'init', 'twin', 'sample', 'study', 'build', 'check', 'view',
+           'normalise', 'export', 'train', 'preflight', 'calibrate', 'merge', 'publish', 'eval', 'ablate', 'lopo',
+           'predict', 'analyze', 'serve', 'demo', 'doctor', 'renamed', 'main']
 
 # %% ../nbs/04e_cli.ipynb #3dd97461
 import inspect, json, os, sys
 from collections.abc import Callable
+from dataclasses import replace
 from enum import StrEnum
 from functools import wraps
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .basics import BadInput, VLMTemporalError, check_number, write_json, write_text
+from .basics import BadInput, VLMTemporalError, check_number, read_json, write_json, write_text
 
 app = typer.Typer(name='vlmtemporal', no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   rich_markup_mode='markdown',
@@ -57,11 +58,11 @@ Seed = Annotated[int, _count('--seed', -2**63, 2**63 - 1, 'Every random choice f
 Workers = Annotated[int | None, _count('--workers', 1, 1024, 'Processes that work at once; one a core when absent.')]
 
 # %% ../nbs/04e_cli.ipynb #c52976f1
-Root = Annotated[Path, typer.Argument(help="Sessions in OpenPack's layout.")]
+Root = Annotated[Path, typer.Argument(help="A folder with a recordings.yaml (see `init`), or OpenPack's layout.")]
 Built = Annotated[Path, typer.Argument(help='What `build` wrote.')]
 BuiltOrSplit = Annotated[Path, typer.Argument(help='What `build` wrote, or one split of it.')]
 Video = Annotated[Path, typer.Argument(help='Video file, or folder of frames.')]
-Start = Annotated[float, _number('--start', 0, 10**9, 'Where the five-second clip starts, seconds.')]
+Start = Annotated[float, _number('--start', 0, 10**9, 'Where the clip starts, seconds.')]
 
 class Trust(StrEnum):
     "Is a file trusted?"
@@ -78,13 +79,22 @@ Base = Annotated[str | None, typer.Option(
 Adapter = Annotated[str | None, typer.Option(help="Adapter folder that training wrote; 'tiny', the one that ships with "
                                                   "the model tiny, which has it when none is named; 'none' for the "
                                                   "base alone.")]
+Words = Annotated[str | None, typer.Option(
+    '--taxonomy', help="The operations to choose from: 'logistics', 'openpack' or the path of a taxonomy.yaml; the "
+                       "adapter's own when absent, else logistics.")]
 Trained = Annotated[str, typer.Argument(help="Adapter folder that training wrote, or 'tiny' for the one that ships.")]
 
 # %% ../nbs/04e_cli.ipynb #40d0a61c
-Sampler = Annotated[str, typer.Option(help='uniform, uniform-ends, random; entropy, entropy-change, difference, '
+Sampler = Annotated[str | None, typer.Option(help='uniform, uniform-ends, random; entropy, entropy-change, difference, '
                                            'chi-square, flow, novelty for the highest of that score; or such a score '
-                                           'and a rule: novelty-inverse, flow-stratified, entropy-mix.')]
-K = Annotated[int, _count('--k', 1, 125, 'How many frames of a clip.')]
+                                           'and a rule: novelty-inverse, flow-stratified, entropy-mix. As '
+                                           'recordings.yaml says, else entropy, when absent.')]
+Seconds = Annotated[float | None, _number('--seconds', 2, 60, 'How long a clip is; as recordings.yaml '
+                                                              'says, else 5, when absent.')]
+Fps = Annotated[int | None, _count('--fps', 1, 60, 'Frames a second of a clip, whatever was recorded; as '
+                                                    'recordings.yaml says, else 25, when absent.')]
+K = Annotated[int | None, _count('--k', 1, 3600, 'How many frames of a clip are shown; as recordings.yaml '
+                                                    'says, else 8, when absent.')]
 Roi = Annotated[str | None, typer.Option(help="Score this region only: left,top,right,bottom as shares of the "
                                               "picture, or 'workspace' for OpenPack's Kinect.")]
 Context = Annotated[float, _number(
@@ -99,10 +109,20 @@ def _region(roi: str | None) -> tuple[float, float, float, float] | None:
     if roi == 'workspace': return WORKSPACE
     return check_roi(roi.split(',')) if roi else None
 
-def _spec(sampler: str, roi: str | None, **rest):
-    "The `FrameSpec` of these options, the rest by its own defaults. Raises `BadInput` when one of them cannot be used."
-    from vlmtemporal.frames import FrameSpec
-    return FrameSpec(sampler, roi=_region(roi), **rest)
+def _usual(root: Path):
+    "The `FrameSpec` that a project's `clips` state; the usual one for OpenPack's layout. Raises `BadInput`."
+    from vlmtemporal.recordings import default_spec
+    return default_spec(root)
+
+def _spec(sampler: str | None, roi: str | None, seconds: float | None = None, fps: int | None = None,
+          k: int | None = None, usual: Any = None, **rest):
+    """The `FrameSpec` of these options; where one is None, as in `usual`, which is the default when absent.
+    Raises `BadInput` when one of them cannot be used."""
+    from vlmtemporal.frames import FrameSpec, clip_frames
+    usual = usual or FrameSpec()
+    length = dict(fps=fps or usual.fps, n_frames=clip_frames(seconds or usual.seconds, fps or usual.fps))
+    return replace(usual, sampler=sampler or usual.sampler, roi=_region(roi) or usual.roi, k=k or usual.k, **length,
+                   **rest)
 
 # %% ../nbs/04e_cli.ipynb #8102b178
 Config = Annotated[Path | None, typer.Option(help='JSON file with settings of the training.')]
@@ -132,6 +152,35 @@ def with_settings(command: Callable) -> Callable:
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     return run
 
+# %% ../nbs/04e_cli.ipynb #b7015bef
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help='Folder with videos and labels of them, nested or flat.')],
+    overlaps: Annotated[str, typer.Option(
+        help='A moment that two labels claim: refuse (an error with both lines), later wins, longer wins, '
+             'split at the middle.')] = 'refuse',
+    taxonomy: Annotated[str | None, typer.Option(
+        help='logistics, openpack, or a file in the folder; made of the labels when absent.')] = None,
+    fps: Annotated[float | None, _number('--fps', .001, 10**6, 'Frames a second of labels that count frames and do not '
+                                         "say how fast; the video's when absent.")] = None,
+):
+    """Look at a folder of videos and labels, say what was understood, and write its recordings.yaml.
+
+    Any video (MP4, MOV, MKV, AVI, WebM, ..., folders of frames) and labels of any tool: ELAN, Label Studio, CVAT, VIA,
+    BORIS, ActivityNet, Audacity, WebVTT, SRT, a CSV or XLSX with start, end and label. A labels file belongs to the
+    video that it names inside, is named like, or lies beside. People are read in the labels, the folders or the names.
+
+    Nothing is overwritten, and nothing is written when something must be mended first. What is open stands as comments
+    at the end of the file: read it, change it, then
+
+    vlmtemporal view FOLDER; vlmtemporal build FOLDER shards; vlmtemporal train shards run
+    """
+    from vlmtemporal.recordings import look
+    proposal = look(folder, overlaps, taxonomy, fps)
+    typer.echo(proposal._repr_markdown_())
+    for path in proposal.save(): typer.echo(f'\nwritten: {path}', nl=False)
+    typer.echo('')
+
 # %% ../nbs/04e_cli.ipynb #b05a1c59
 @app.command()
 def twin(
@@ -158,7 +207,9 @@ def twin(
 def sample(
     video: Video,
     sampler: Sampler = 'entropy',
-    k: K = 8,
+    seconds: Seconds = None,
+    fps: Fps = None,
+    k: K = None,
     start: Start = 0.,
     roi: Roi = None,
     plot: Annotated[Path | None, typer.Option(
@@ -166,12 +217,11 @@ def sample(
     trusted: Trusted = Trust.yes,
     as_json: Json = False,
 ):
-    "Choose the frames of a five-second clip that a model will see."
+    "Choose the frames of a clip that a model will see."
     from vlmtemporal.sampling import compare_samplers
     from vlmtemporal.video import open_video
-    samplers = (sampler, 'uniform') if plot else (sampler,)
-    source = open_video(video, trusted=trusted == Trust.yes)
-    compared = compare_samplers(source, start, samplers, spec=_spec(sampler, roi, k=k))
+    samplers, spec = (sampler, 'uniform') if plot else (sampler,), _spec(sampler, roi, seconds, fps, k)
+    compared = compare_samplers(open_video(video, trusted=trusted == Trust.yes), start, samplers, spec=spec)
     if plot: compared.picture().save(plot)
     found = compared.clips[0].to_dict()
     rows = [f"{f['index']:5d} {f['time']:9.2f} {f['score']:7.3f}" for f in found['frames']]
@@ -184,16 +234,18 @@ def study(
     out: Annotated[Path | None, typer.Option(
         help='Folder for study.json, study.md, study.png and the scores, which a second run reuses.')] = None,
     sampler: Annotated[list[str] | None, typer.Option(help='Only this one, beside uniform; may be repeated.')] = None,
+    seconds: Seconds = None,
+    fps: Fps = None,
+    k: K = None,
     roi: Roi = None,
     workers: Workers = None,
     seed: Seed = 0,
     as_json: Json = False,
 ):
     "Compare samplers without a model: how near to a boundary is the nearest chosen frame?"
-    from vlmtemporal.frames import FrameSpec
     from vlmtemporal.study import study
-    result = study(root, tuple(sampler or ()), FrameSpec(roi=_region(roi)), seed=seed,
-                   cache=out/'scores' if out else None, workers=workers or os.cpu_count() or 1)
+    result = study(root, tuple(sampler or ()), _spec(None, roi, seconds, fps, k, _usual(root)),
+                   seed=seed, cache=out/'scores' if out else None, workers=workers or os.cpu_count() or 1)
     if out:
         write_json(out/'study.json', result.to_dict())
         write_text(out/'study.md', result._repr_markdown_() + '\n')
@@ -206,6 +258,7 @@ def _built(b) -> list[str]:
     lacking = sum(map(len, b.lacking.values()))
     drawn = f', drawn from {b.clips - lacking}' if b.examples < b.clips - lacking else ''
     lines = [f'{b.split}: {b.examples} examples from {b.sessions} sessions in {b.path}{drawn}']
+    lines += [f'  {session}: {note}' for session, notes in b.notes.items() for note in notes]
     for session, ids in b.lacking.items():
         some = ', '.join(ids[:4]) + (', ...' if len(ids) > 4 else '')
         lines.append(f'  {session}: {len(ids)} clips lack frames: {some} (all in {b.path}/index.json)')
@@ -218,21 +271,25 @@ def build(
     out: Annotated[Path, typer.Argument(help='Folder to write; gets train, val and test.')],
     split: Annotated[str, typer.Option(help='train, val, test or all.')] = 'all',
     sampler: Sampler = 'entropy',
-    k: K = 8,
+    seconds: Seconds = None,
+    fps: Fps = None,
+    k: K = None,
     roi: Roi = None,
     context: Context = 0.,
     clips: Annotated[str, typer.Option(
-        help='Kinds of clips, some of boundary,anticipation,sliding.')] = 'boundary,anticipation',
+        help='Kinds of clips, some of boundary,anticipation,sliding,inside: around boundaries, before them, at a '
+             'steady pace, and in the middle of operations that are longer than two clips.')] = 'boundary,anticipation',
     boost_boundaries: Annotated[bool, typer.Option(
         '--boost-boundaries', help='Raise scores near known boundaries. Training sets only; needs --split train.',
     )] = False,
     max_clips: Annotated[int | None, _count('--max-clips', 1, 10**9, 'At most so many examples a split.')] = None,
     protocol: Annotated[str | None, typer.Option(
-        help='Who is on which side: specification, rgb (the subjects whose colour frames exist) or leave-out:SUBJECT. '
-             'The first, or where it has nobody the second, when absent.')] = None,
+        help='Who is on which side: recordings (as recordings.yaml says), leave-out:SUBJECT or fold:I/K; for OpenPack '
+             'specification, rgb (the subjects whose colour frames exist) and the last two. The first that has '
+             'somebody, when absent.')] = None,
     hard_jitter: Annotated[float, _number(
         '--hard-jitter', 0, 2,
-        'Seconds that a boundary between Tape and Pack may be off its place in a clip; it is 0.5 everywhere else.',
+        'Seconds that a boundary between Tape and Pack may be off its place in a clip of 5 s; 0.5 everywhere else.',
     )] = 1.,
     trusted: Trusted = Trust.yes,
     workers: Workers = None,
@@ -245,7 +302,8 @@ def build(
     """
     from vlmtemporal.dataset import build
     from vlmtemporal.inspection import write_samples
-    built = build(root, out, split, _spec(sampler, roi, k=k, context_seconds=context), max_clips=max_clips, seed=seed,
+    built = build(root, out, split, _spec(sampler, roi, seconds, fps, k, _usual(root), context_seconds=context),
+                  max_clips=max_clips, seed=seed,
                   workers=workers or os.cpu_count() or 1, kinds=tuple(k.strip() for k in clips.split(',')),
                   boost_boundaries=boost_boundaries, protocol=protocol, hard_jitter=hard_jitter,
                   trusted=trusted == Trust.yes)
@@ -257,8 +315,27 @@ def _counted(name: str, split: dict) -> str:
     "What `check` counted in one split, as a line."
     kinds = ', '.join(f'{n} {kind}' for kind, n in split['kinds'].items())
     operations = ', '.join(f'{operation} {n}' for operation, n in split['operations'].items())
-    return (f"{name}: {split['examples']} examples, {split['sessions']} sessions, people {', '.join(split['people'])}; "
+    return (f"{name}: {split['examples']} examples of {split['clips']}, {split['sessions']} sessions, "
+            f"people {', '.join(split['people'])}; "
             f"{kinds}, {split['whole_clip']} of one operation; {operations}")
+
+# %% ../nbs/04e_cli.ipynb #425cd3bf
+def _told_lost(name: str, lost: dict) -> list[str]:
+    "What the clips of a split leave out, in lines."
+    def named(counts): return ', '.join(f'{operation} {n}' for operation, n in counts.items())
+    told = dict(never='operations that are the answer of no clip, and their segments: {}',
+                short='segments of less than a second: {}', segments='segments that fill most of no clip: {}',
+                boundaries='boundaries that no clip shows: {}', seconds='seconds of segments that no clip covers: {}')
+    return [f'{name} lost: {text.format(named(x) if isinstance(x := lost[what], dict) else x)}'
+            for what, text in told.items() if what in lost]
+
+# %% ../nbs/04e_cli.ipynb #7a2eb4c4
+def _told_lacking(splits: dict[str, dict]) -> list[str]:
+    "Which operations each split lacks that another has, in lines."
+    there = {name: [o for o, n in split['operations'].items() if n] for name, split in splits.items()}
+    every = list(dict.fromkeys(o for some in there.values() for o in some))
+    lacking = {name: [o for o in every if o not in some] for name, some in there.items()}
+    return [f'{name} lacks {", ".join(some)}' for name, some in lacking.items() if some]
 
 # %% ../nbs/04e_cli.ipynb #00231a19
 @app.command()
@@ -271,10 +348,96 @@ def check(shards: BuiltOrSplit, as_json: Json = False):
     good = {s.split: s for s in map(Shards, split_folders(shards))} if not found.problems else {}
     scores = {name: image_free(s, good.get('train')) for name, s in good.items()}
     lines = [_counted(name, split) for name, split in found.splits.items()]
+    lines += [line for name, split in found.splits.items() for line in _told_lost(name, split['lost'])]
+    lines += _told_lacking(found.splits)
     if scores: lines += ['', 'scored without looking:', '', image_free_table(scores), '']
     lines += found.problems or ['no problem found']
     _emit(as_json, found.to_dict() | dict(baselines=scores), '\n'.join(lines))
     if found.problems: raise typer.Exit(1)
+
+# %% ../nbs/04e_cli.ipynb #2de70e29
+def _lines_of_result(path: Path) -> dict[str, list]:
+    "The timelines of an evaluation: key of a session -> its lines. Raises `BadInput` when there are none."
+    from vlmtemporal.results import Result
+    from vlmtemporal.viewing import Line
+    fix = 'give what `analyze --json` printed, or the results.json of `eval --root`'
+    result = Result.from_dict(read_json(path, fix), path)
+    if result.sessions is None: raise BadInput('holds no timeline of a session', path, fix)
+    lines: dict[str, list] = {s.key: [] for s in result.sessions.sessions}
+    for name, timelines in result.sessions.timelines.items():
+        for s, t in zip(result.sessions.sessions, timelines):
+            lines[s.key].append(Line(name, tuple(t.segments), tuple(t.probabilities)))
+    return lines
+
+# %% ../nbs/04e_cli.ipynb #4c5aec7d
+def _is_analysis(path: Path) -> bool:
+    "Is this what `analyze --json` printed, rather than an evaluation? Raises `BadInput` when it is no JSON."
+    value = read_json(path, 'give what `analyze --json` printed, or the results.json of `eval --root`')
+    return not isinstance(value, dict) or 'video' in value
+
+def _predicted(paths: list[Path], root: Path) -> dict[str, list]:
+    "The timelines in these files: key of a session -> its lines. Raises `BadInput` for a file that has none."
+    from vlmtemporal.recordings import sessions
+    from vlmtemporal.viewing import read_predictions
+    if not paths: return {}
+    lines = read_predictions([p for p in paths if _is_analysis(p)], sessions(root))
+    for path in (p for p in paths if not _is_analysis(p)):
+        for key, more in _lines_of_result(path).items(): lines.setdefault(key, []).extend(more)
+    return lines
+
+# %% ../nbs/04e_cli.ipynb #b9fa6f20
+@app.command()
+def view(
+    root: Root,
+    out: Annotated[Path | None, typer.Option(help='Folder of the pages; `view` below ROOT when absent.')] = None,
+    predictions: Annotated[list[Path] | None, typer.Option(
+        help='What `analyze --json` printed, or the results.json of `eval --root`; may be repeated.')] = None,
+    only: Annotated[list[str] | None, typer.Option(help='This subject only; may be repeated.')] = None,
+    embed: Annotated[bool, typer.Option(
+        '--embed', help='Put the videos into the pages: each is one file that can be sent.')] = False,
+    trusted: Trusted = Trust.yes,
+    workers: Workers = None,
+):
+    """Look at sessions in a browser: video, labels, predictions, and where they differ.
+
+    Writes a page a session and an index, which open by a double click: no server, no network. Recordings that
+    browsers do not play (MKV, AVI, HEVC, frame folders) get a small copy beside the pages; a second run keeps it. In a
+    page: space plays, n and p go to the next and previous boundary, d to the next disagreement, a click anywhere."""
+    from vlmtemporal.viewing import view
+    lines = _predicted(predictions or [], root)
+    index = view(root, out, lines, subjects=tuple(only or ()) or None, embed=embed,
+                 workers=workers or os.cpu_count() or 1, trusted=trusted == Trust.yes)
+    typer.echo(f'to look at: {index}')
+
+# %% ../nbs/04e_cli.ipynb #c4abebdb
+def _size(text: str) -> tuple[int, ...]:
+    "What `--size` says. Raises `BadInput` when it is no size."
+    try: return tuple(int(n) for n in text.lower().split('x'))
+    except ValueError: raise BadInput(f'{text!r} is no size', '--size', 'write it like 336x336') from None
+
+@app.command()
+def normalise(
+    root: Root,
+    out: Annotated[Path, typer.Argument(help='A new folder; or one where the same was begun, to go on.')],
+    fps: Annotated[float, _number('--fps', 1, 240, 'Frames a second.')] = 25.,
+    size: Annotated[str, typer.Option(help='WIDTHxHEIGHT, pixels; both even.')] = '336x336',
+    fit: Annotated[str, typer.Option(
+        help='stretch, as `build` does it; letterbox: black bars; crop: the middle.')] = 'stretch',
+    region: Annotated[str | None, typer.Option(help="Keep this only: left,top,right,bottom as shares of the picture, "
+                                                    "or 'workspace' for OpenPack's Kinect.")] = None,
+    crf: Annotated[int, _count('--crf', 0, 51, 'Quality of H.264: 18 is hardly to be told apart, 28 is small.')] = 23,
+    trusted: Trusted = Trust.yes,
+    workers: Workers = None,
+):
+    """Write every recording again at one rate and size, with its labels: small enough to upload.
+
+    OUT is a root like ROOT: what is built from either are the same examples, within compression, when frames are chosen
+    without scores (`--sampler uniform`). A gap in a recording is a gap in its copy. Killed? Run the same again:
+    what is finished is kept."""
+    from vlmtemporal.normalising import Recipe, normalise_sessions
+    recipe = Recipe(fps, _size(size), fit, _region(region), crf) # type: ignore[arg-type]
+    typer.echo(repr(normalise_sessions(root, out, recipe, workers=workers or os.cpu_count() or 1,
+                                       trusted=trusted == Trust.yes)))
 
 # %% ../nbs/04e_cli.ipynb #364ef3a9
 @app.command()
@@ -386,6 +549,15 @@ def publish(
 Clips = Annotated[int, _count('--clips', 0, 10**9, 'The first so many boundary clips of a test split by id, with the '
                                                    'clips that end before the same boundaries; 0 for all.')]
 
+# %% ../nbs/04e_cli.ipynb #85ce3d6b
+def _usual_clips(shards: Path) -> int: # 0 for all
+    "The specification's 30 boundary clips; all of a test split that has fewer, which is said."
+    from vlmtemporal.shards import find_split
+    n = sum(key[-1] in 'abc' for key in find_split(shards, 'test').keys)
+    if n >= 30: return 30
+    typer.echo(f'the test split has {n} boundary clips, fewer than 30: all clips are asked about', err=True)
+    return 0
+
 # %% ../nbs/04e_cli.ipynb #4b7150f6
 @app.command()
 def eval(
@@ -395,7 +567,9 @@ def eval(
     model: Model = 'tiny',
     adapter: Annotated[list[str] | None, typer.Option(help="Adapter folder, or 'tiny' for the one that ships; may be "
                                                            "repeated. The base is always asked.")] = None,
-    clips: Clips = 30,
+    clips: Annotated[int | None, _count(
+        '--clips', 0, 10**9, 'The first so many boundary clips of the test split by id, with the clips that end before '
+                             'the same boundaries; 0 for all. 30 when absent, or all where there are fewer.')] = None,
     decoder: Annotated[str, typer.Option(help='constrained or generate.')] = 'constrained',
     root: Annotated[Path | None, typer.Option(
         help='The sessions that the shards were built from: every model is asked about those of the test split from '
@@ -409,11 +583,13 @@ def eval(
 ):
     "Base, adapters and image-free baselines on the same test clips, and whole sessions from end to end."
     from vlmtemporal.eval import evaluate, rescore, save_result
-    from vlmtemporal.openpack import sessions
+    from vlmtemporal.recordings import sessions
     recorded = sessions(root) if root else None
     if shards.name.endswith(('.json', '.json.gz')): result = rescore(shards)
-    else: result = evaluate(shards, model, adapter or (), clips=clips, decoder=decoder, seed=seed, root=root,
-                            max_sessions=max_sessions, grammar=grammar)
+    else:
+        wanted = _usual_clips(shards) if clips is None else clips
+        result = evaluate(shards, model, adapter or (), clips=wanted, decoder=decoder, seed=seed, root=root,
+                          max_sessions=max_sessions, grammar=grammar)
     report = save_result(result, out, recorded=recorded)
     typer.echo(f'{result.title}\n\n{result._repr_markdown_()}\n\nreport in {report}')
 
@@ -434,8 +610,11 @@ def ablate(
     compare: Annotated[str, typer.Option(
         help='remedies against confusions, or samplers, whatever --sampler says.')] = 'remedies',
     seeds: Annotated[int, _count('--seeds', 1, 1000, 'Runs of every variant, each with the next training seed.')] = 1,
-    protocol: Annotated[str, typer.Option(help='specification, rgb or leave-out:SUBJECT.')] = 'specification',
+    protocol: Annotated[str | None, typer.Option(help='Who is on which side, as in `build`.')] = None,
     sampler: Sampler = 'entropy',
+    seconds: Seconds = None,
+    fps: Fps = None,
+    k: K = None,
     roi: Roi = None,
     workers: Workers = None,
     seed: Seed = 0,
@@ -447,8 +626,8 @@ def ablate(
     if compare not in VARIANTS:
         raise BadInput(f'nothing is called {compare!r}', '--compare', f'use {" or ".join(VARIANTS)}')
     table = ablate(root, out, model, train_config(config, settings or ()), variants=VARIANTS[compare], seeds=seeds,
-                   clips=clips, max_clips=max_clips, spec=_spec(sampler, roi), protocol=protocol,
-                   workers=workers or os.cpu_count() or 1, seed=seed)
+                   clips=clips, max_clips=max_clips, spec=_spec(sampler, roi, seconds, fps, k, _usual(root)),
+                   protocol=protocol, workers=workers or os.cpu_count() or 1, seed=seed)
     _emit(as_json, table.to_dict(), f'{table._repr_markdown_()}\n\nreport in {out/"report.html"}')
 
 # %% ../nbs/04e_cli.ipynb #d517eaf0
@@ -464,6 +643,9 @@ def lopo(
     max_clips: MaxClips = None,
     who: Annotated[list[str] | None, typer.Option('--person', help='Only this one; may be repeated.')] = None,
     sampler: Sampler = 'entropy',
+    seconds: Seconds = None,
+    fps: Fps = None,
+    k: K = None,
     roi: Roi = None,
     workers: Workers = None,
     seed: Seed = 0,
@@ -473,9 +655,18 @@ def lopo(
     from vlmtemporal.eval import leave_one_person_out
     from vlmtemporal.train import train_config
     done = leave_one_person_out(root, out, model, train_config(config, settings or ()), people=who or (), clips=clips,
-                                max_clips=max_clips, spec=_spec(sampler, roi), seed=seed,
-                                workers=workers or os.cpu_count() or 1)
+                                max_clips=max_clips, spec=_spec(sampler, roi, seconds, fps, k, _usual(root)),
+                                seed=seed, workers=workers or os.cpu_count() or 1)
     _emit(as_json, done.to_dict(), f'{done.title}\n\n{done._repr_markdown_()}\n\nreport in {out/"report.html"}')
+
+# %% ../nbs/04e_cli.ipynb #cd4f1afc
+def _asked(engine, spec):
+    "The `FrameSpec` to ask a model with. Raises `BadInput` when it was trained with another one."
+    from vlmtemporal.frames import describe_clips
+    if engine.trained in (None, spec): return spec
+    known = engine.trained
+    raise BadInput(f'the adapter was trained on {known.k} frames of clips of {describe_clips(known)}',
+                   '--seconds, --fps, --k', 'leave them out, or ask the base with --adapter none')
 
 # %% ../nbs/04e_cli.ipynb #ac482291
 @app.command()
@@ -483,19 +674,45 @@ def predict(
     video: Video,
     model: Model = 'tiny',
     adapter: Adapter = None,
+    taxonomy: Words = None,
     start: Start = 0.,
+    seconds: Seconds = None,
+    fps: Fps = None,
+    k: K = None,
     trusted: Trusted = Trust.yes,
     as_json: Json = False,
 ):
-    "What is done in five seconds of a video, exactly when, and what comes next."
+    """What is done in a clip of a video, exactly when, and what comes next.
+
+    An adapter is asked about clips like those that it was trained on; --seconds, --fps and --k are for a base alone.
+    """
     from vlmtemporal.video import open_video
     open_video(video, trusted=trusted == Trust.yes)
     from vlmtemporal.engine import Engine
-    p = Engine(model, adapter).predict(video, start, trusted=trusted == Trust.yes)
+    engine = Engine(model, adapter, taxonomy)
+    engine.spec = _asked(engine, _spec(None, None, seconds, fps, k, engine.spec))
+    p = engine.predict(video, start, trusted=trusted == Trust.yes)
     a = p.answer
     if a is None: raise VLMTemporalError('the model gave no answer')
     _emit(as_json, p.to_response(), f'{a.dominant_operation} ({a.confidence:.2f}), '
                                 f'frames {a.start_frame} to {a.end_frame}, then {a.anticipated_next_operation}')
+
+# %% ../nbs/04e_cli.ipynb #5361f633
+def _export_path(format: str, to: Path | None, video: Path) -> Path:
+    "Where a timeline is exported to. Raises `BadInput` for an unknown format and a file that is there."
+    from vlmtemporal.labels import SUFFIXES
+    if format not in SUFFIXES: raise BadInput(f'unknown format {format!r}', '--export', f'use {", ".join(SUFFIXES)}')
+    path = to or Path(video.stem + SUFFIXES[format])
+    if not path.exists(): return path
+    raise BadInput('is there already', path, 'name another file with --to, or remove it')
+
+def _export(timeline, format: str, path: Path, video: Path, fps: float):
+    "Write a timeline for an annotation tool; moments of the null operation stay gaps."
+    from vlmtemporal.labels import write_labels
+    done = [s for s in timeline.segments if s.operation != timeline.taxonomy.null]
+    write_labels(path, done, format, recording=video.name, fps=fps, duration=timeline.duration, media=video.resolve())
+    if not done: typer.echo(f'nothing but {timeline.taxonomy.null} was found: no segment is exported', err=True)
+    typer.echo(f'to correct: {path}', err=True)
 
 # %% ../nbs/04e_cli.ipynb #71515537
 @app.command()
@@ -503,24 +720,33 @@ def analyze(
     video: Video,
     model: Model = 'tiny',
     adapter: Adapter = None,
+    taxonomy: Words = None,
     stride: Annotated[float, _number('--stride', .04, 10**6, 'Seconds between windows.')] = 1.,
     context: Annotated[float | None, _number(
         '--context', 0, 5, 'Seconds before each window that are shown with it, two pictures each; as the adapter was '
                            'trained when absent.')] = None,
     plot: Annotated[Path | None, typer.Option(
         help='Save the timeline as a picture, under the annotation if there is one.')] = None,
+    export: Annotated[str | None, typer.Option(
+        help='Write it for an annotation tool: elan, labelstudio, activitynet, webvtt or csv; `init` reads it back.',
+    )] = None,
+    to: Annotated[Path | None, typer.Option(
+        help="The file that --export writes; called like the video, in this folder, when absent.")] = None,
     trusted: Trusted = Trust.yes,
     as_json: Json = False,
 ):
     "The segments of a whole video, and what comes next at its end."
     from vlmtemporal.video import open_video
+    if to and not export: raise BadInput('no format', '--to', 'say --export FORMAT, too')
+    written = _export_path(export, to, video) if export else None
     info = open_video(video, trusted=trusted == Trust.yes).info
     from vlmtemporal.engine import Engine
-    from vlmtemporal.openpack import session_of
-    found = Engine(model, adapter).analyze(video, stride, context, trusted=trusted == Trust.yes)
+    from vlmtemporal.recordings import session_of
+    found = Engine(model, adapter, taxonomy).analyze(video, stride, context, trusted=trusted == Trust.yes)
     if plot:
         session = session_of(video)
         found.picture(list(session.segments) if session else None).save(plot)
+    if export and written: _export(found.timeline, export, written, video, info.fps)
     typer.echo(f'{info.duration:.0f} s of video in {found.seconds:.1f} s, {found.windows} windows', err=True)
     value = dict(video=str(video), fps=info.fps, **found.timeline.to_dict(), warnings=list(found.warnings))
     lines = [f"{s['start']:8.2f} {s['end']:8.2f}  {s['operation']} ({s['probability']:.2f})" for s in value['segments']]

@@ -14,11 +14,12 @@ from pathlib import Path
 
 from . import __version__
 from .basics import BadInput, atomic_dir, atomic_path, check_number, json_hash, read_json, rng, writing
-from .clips import (HARD_JITTER, KINDS, Clip, check_clip_length, check_kinds, inner_boundaries,
+from .clips import (HARD_JITTER, KINDS, Clip, check_kinds, inner_boundaries, lost,
                                session_clips)
 from .frames import FrameSpec, cut_frames, whole_clips
-from .openpack import SPLIT_NAMES, Session, default_protocol, get_split, person, sessions
 from .operations import Grammar, fill_gaps
+from .recordings import default_spec, folder_of, get_split, protocol_of, sessions
+from .sessions import SPLIT_NAMES, Session, fitted, person
 from .shards import Shards, jpeg, note_sessions, pack, source_hash, write_shards
 from .sources import Recounted
 from .video import open_video
@@ -39,7 +40,6 @@ class _Settings:
     max_bytes: int         # of a shard
     trusted: bool          # are the recordings?
     def __post_init__(self):
-        check_clip_length(self.spec)
         check_number(self.hard_jitter, '--hard-jitter', 0, 2)
         if self.max_clips is not None: check_number(self.max_clips, '--max-clips', 1, 10**9, whole=True)
         check_number(self.max_bytes, 'max_bytes', 1, 10**15, whole=True)
@@ -66,6 +66,7 @@ class _SessionPlan:
     def describe_lack(self) -> str:
         "One sentence for a session of which no clip can be cut."
         s, ids = self.session, self.lacking
+        if not ids: return f'{s.key}: no clip lies in its {self.seconds or s.segments[-1].end:.1f} s'
         covers = 'it has none' if s.source is None else f'they cover the first {self.seconds:.1f} s'
         return f'{s.key}: all {len(ids)} clips ({ids[0]} to {ids[-1]}) lack frames, {covers}'
 
@@ -73,14 +74,15 @@ class _SessionPlan:
 def _plan_session(session: Session, settings: _Settings) -> _SessionPlan:
     "Find the clips that the annotation asks for and the recording shows."
     def clips(seconds: float | None) -> list[Clip]:
-        return session_clips(session, seconds, settings.seed, settings.kinds, settings.hard_jitter)
+        return session_clips(session, seconds, settings.seed, settings.kinds, settings.hard_jitter, settings.spec)
     if session.source is None: return _SessionPlan(session, [], [c.id for c in clips(None)])
     video = session.open(settings.trusted)
+    session = fitted(session, video.info.duration)
     asked = clips(max(video.info.duration, session.segments[-1].end))
     shown = [c for c, _ in whole_clips(video, asked, settings.spec)]
     ids = {c.id for c in shown}
     lacking, info = [c.id for c in asked if c.id not in ids], video.info
-    return _SessionPlan(session, shown, lacking, info.notes, info.duration)
+    return _SessionPlan(session, shown, lacking, (*session.notes, *info.notes), info.duration)
 
 # %% ../nbs/01_dataset.ipynb #f7dddd5e
 @dataclass(frozen=True)
@@ -140,6 +142,7 @@ class Built:
     examples: int  # that were written
     path: str
     lacking: dict[str, list[str]] = field(default_factory=dict) # session -> ids of its clips that lack frames
+    notes: dict[str, tuple[str, ...]] = field(default_factory=dict) # session -> what was done to its labels
 
 # %% ../nbs/01_dataset.ipynb #524558e9
 @dataclass(frozen=True)
@@ -160,34 +163,45 @@ def _choose_clips(split: str, plans: list[_SessionPlan], settings: _Settings) ->
     ids = sorted(c.id for plan in plans for c in plan.clips)
     if not ids:
         lack = '; '.join(plan.describe_lack() for plan in plans[:3])
-        raise BadInput(f'no clip of {split} has frames: {lack}', settings.root, 'add their kinect/color-masked folders')
+        longer = 'give longer recordings, or shorter clips with --seconds'
+        raise BadInput(f'no clip of {split} has frames: {lack}', settings.root,
+                       'add their recordings' if all(plan.lacking for plan in plans) else longer)
     if settings.max_clips is not None and len(ids) > settings.max_clips:
         ids = rng(settings.seed, split, 'max_clips').permutation(ids)[:settings.max_clips].tolist()
     return set(ids)
 
 # %% ../nbs/01_dataset.ipynb #0ef37a8d
+def _place(path: Path, root: Path) -> str:
+    "A source's name in the index: from the root's folder, or where it is when it lies elsewhere."
+    folder = folder_of(root)
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.resolve().as_posix()
+
 def _describe(split: str, plans: list[_SessionPlan], paths: list[Path], settings: _Settings) -> dict:
     "What the index shall say."
     found = [plan.session for plan in plans]
     files = [p for s in found for p in (s.annotation, s.source) if p]
-    about = dict(taxonomy=found[0].taxonomy.name, frames=settings.spec.to_dict(),
+    about = dict(taxonomy=found[0].taxonomy.stored(), frames=settings.spec.to_dict(),
                  boost_boundaries=settings.boost_boundaries, seed=settings.seed,
                  kinds=[k for k in KINDS if k in settings.kinds], hard_jitter=settings.hard_jitter,
                  people=sorted({person(s.subject) for s in found}),
-                 sources={p.relative_to(settings.root).as_posix(): source_hash(p) for p in files},
+                 sources={_place(p, settings.root): source_hash(p) for p in files},
                  lacking={plan.session.key: plan.lacking for plan in plans if plan.lacking})
     notes = {plan.session.key: list(plan.notes) for plan in plans if plan.notes}
     if notes: about['notes'] = notes
+    overlaps = {s.key: s.overlaps for s in found if s.overlaps}
+    if overlaps: about['overlaps'] = overlaps
     config = json_hash(about)
     recipe = json_hash([split, about, [p.name for p in paths], settings.max_bytes])
-    return dict(split=split, **about, config=config, recipe=recipe)
+    missing = lost([(plan.session, plan.clips) for plan in plans if plan.session.source], settings.spec)
+    return dict(split=split, **about, config=config, recipe=recipe) | (dict(lost=missing) if missing else {})
 
 # %% ../nbs/01_dataset.ipynb #26f17a26
 def _teaching(found: list[Session], root: Path) -> dict:
     "What a training set says for those who see the shards alone: its grammar, and the recipe of the twin that drew it."
     taxonomy = found[0].taxonomy
     grammar = Grammar.learn([fill_gaps(list(s.segments), taxonomy.null) for s in found], taxonomy)
-    generator = dict(generator=read_json(root/'twin.json')) if (root/'twin.json').exists() else {}
+    recipe = folder_of(root)/'twin.json'
+    generator = dict(generator=read_json(recipe)) if recipe.exists() else {}
     return dict(grammar=grammar.to_dict(), **generator)
 
 # %% ../nbs/01_dataset.ipynb #cec82e04
@@ -203,7 +217,8 @@ def _plan_split(split: str, found: list[Session], settings: _Settings) -> _Split
     about = _describe(split, plans, [path for _, path in placed], settings)
     if split == 'train': about |= _teaching(found, settings.root)
     asked = sum(len(plan.clips) + len(plan.lacking) for plan in plans)
-    built = Built(split, len(found), asked, len(chosen), str(settings.out/split), about['lacking'])
+    notes = {s.key: s.notes for s in found if s.notes}
+    built = Built(split, len(found), asked, len(chosen), str(settings.out/split), about['lacking'], notes)
     return _SplitPlan(placed, about, built)
 
 # %% ../nbs/01_dataset.ipynb #9998dc41
@@ -267,8 +282,8 @@ def _written(again: Callable, plans: list[_SplitPlan], settings: _Settings, work
 def _sides(found: list[Session], split: str, protocol: str | None, root: Path) -> dict[str, list[Session]]:
     "The sessions of each split that is asked for; `BadInput` when there are none."
     subjects = sorted({s.subject for s in found})
-    protocol = protocol or default_protocol(subjects)
-    sides = get_split(protocol, subjects)
+    protocol = protocol_of(root, subjects, protocol)
+    sides = get_split(root, protocol, subjects)
     chosen = {name: [s for s in found if s.subject in sides[name]] for name in SPLIT_NAMES if split in (name, 'all')}
     chosen = {name: some for name, some in chosen.items() if some}
     if chosen: return chosen
@@ -277,17 +292,17 @@ def _sides(found: list[Session], split: str, protocol: str | None, root: Path) -
 
 # %% ../nbs/01_dataset.ipynb #d8975b72
 def build(
-    root: str | Path,              # sessions in OpenPack's layout
+    root: str | Path,              # a project, or sessions in OpenPack's layout
     out: str | Path,               # gets a folder for each split
     split: str = 'all',            # 'train', 'val', 'test' or 'all'
-    spec: FrameSpec = FrameSpec(), # which frames of a clip are stored
+    spec: FrameSpec | None = None, # which frames of a clip are stored; as the root says, when absent
     *,
     max_clips: int | None = None,  # at most so many examples a split, drawn by the seed
     seed: int = 0,
     workers: int = 1,              # cores
     kinds: tuple[str, ...] = ('boundary', 'anticipation'), # of clips, some of `clips.KINDS`
     boost_boundaries: bool = False, # raise scores near known boundaries, as the specification offers; for 'train' only
-    protocol: str | None = None,   # who is on which side, see `get_split`; `default_protocol` when absent
+    protocol: str | None = None,   # who is on which side, see `get_split`; `protocol_of` the root when absent
     hard_jitter: float = HARD_JITTER, # seconds that a boundary of Tape and Pack may be off its place in a clip
     max_bytes: int = 200*10**6,    # size at which a shard is closed
     trusted: bool = True,          # False: recordings are decoded in child processes, where they can do no harm
@@ -298,8 +313,8 @@ def build(
     `CannotWrite` when the disk is full, and `VLMTemporalError` when a worker was killed."""
     _check_split(split, boost_boundaries)
     check_number(workers, '--workers', 1, 1024, whole=True)
-    settings = _Settings(Path(root), Path(out), spec, seed, kinds, hard_jitter, boost_boundaries, max_clips, max_bytes,
-                         trusted)
+    settings = _Settings(Path(root), Path(out), spec or default_spec(root), seed, kinds, hard_jitter,
+                         boost_boundaries, max_clips, max_bytes, trusted)
     sides = _sides(sessions(root), split, protocol, settings.root)
     plans = _plans(sides, settings)
     with _alone(settings.out):

@@ -17,7 +17,7 @@ from .eval import Figure, Result, Section, Table, calibrate, evaluate, package_v
 from .frames import FrameSpec
 from .inspection import check, plot_sessions
 from .loading import compute_dtype
-from .openpack import sessions
+from .recordings import sessions
 from .sampling import compare_samplers
 from .study import Study, study
 from .train import Run, TrainConfig, fit, plot_loss

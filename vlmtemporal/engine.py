@@ -15,7 +15,6 @@ from pathlib import Path
 from .adapters import Adapter, resolve_adapter
 from .backbones import model_config
 from .basics import BadInput, Picture, VLMTemporalError, check_number
-from .clips import check_clip_length
 from .decode import DECODERS, Prediction
 from .frames import FrameSpec
 from .loading import LoadedModel, compute_dtype, load_model
@@ -87,7 +86,7 @@ class Engine(_Queue):
     def __init__(self,
         model: str | Path = 'tiny',
         adapter: Adapter | str | Path | None = None, # what `fit` wrote; 'none'; when absent the model's own, if any
-        taxonomy: str | None = None,                 # the adapter's, else 'logistics'
+        taxonomy: str | Path | None = None,          # a name or a taxonomy.yaml; the adapter's, else 'logistics'
         spec: FrameSpec | None = None,               # the adapter's, else the default
         queue: int = 16,                             # requests that may wait or run
     ):
@@ -96,9 +95,9 @@ class Engine(_Queue):
         self.loaded = _load(model, found)
         known = found or Adapter.of_merged(model)
         self.taxonomy = known.taxonomy if known and not taxonomy else get_taxonomy(taxonomy or 'logistics')
-        self.spec = spec or (known.spec if known else FrameSpec())
-        check_clip_length(self.spec)
-        self.prior = TimelinePrior.of(known) if known else None
+        self.trained = known.spec if known else None
+        self.spec = spec or self.trained or FrameSpec()
+        self.prior = TimelinePrior.of(known) if known and known.taxonomy == self.taxonomy else None
         super().__init__(queue)
     def sample(self,
         video: str | Path,
@@ -120,7 +119,8 @@ class Engine(_Queue):
     ) -> Prediction:
         "What is done in these frames, exactly when, and what comes next."
         name = f'{Path(clip.video).stem}@{clip.start:g}s'
-        example = Example(name, clip.frames, clip.indices, None, name, clip.start, clip.n_frames)
+        example = Example(name, clip.frames, clip.indices, None, name, clip.start, clip.n_frames,
+                          fps=clip.spec.fps)
         with self._turn: prediction = DECODERS[decoder](self.loaded, [example], self.taxonomy)[0]
         return replace(prediction, warnings=clip.warnings)
     def predict(self,

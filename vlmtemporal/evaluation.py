@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['evaluated_keys', 'evaluation_set', 'check_decoder', 'predict_examples', 'sessions_of_split', 'same_frames',
-           'holds_frames', 'without_context', 'cut_again', 'clip_of', 'show_examples', 'Candidate', 'check_test',
-           'candidates', 'prior_of', 'predict_sessions', 'package_version', 'provenance', 'evaluate']
+           'holds_frames', 'check_clips', 'without_context', 'cut_again', 'clip_of', 'show_examples', 'Candidate',
+           'check_test', 'candidates', 'prior_of', 'predict_sessions', 'package_version', 'provenance', 'evaluate']
 
 # %% ../nbs/03g_evaluation.ipynb #97dd60e5
 import platform, subprocess, sys, time
@@ -18,14 +18,15 @@ from pathlib import Path
 from .adapters import Adapter, bundled_adapter, resolve_adapter
 from .backbones import model_config, model_name, resolve_model
 from .basics import BadInput, check_number, file_hash, progress
-from .clips import Answer, Clip, check_clip_length, kind_of
+from .clips import Answer, Clip, kind_of
 from .decode import DECODERS, Prediction, answer_batches
-from .frames import FrameSpec, cut_frames
+from .frames import FrameSpec, cut_frames, describe_clips
 from .loading import LoadedModel, load_model
-from .openpack import Session, person, sessions
 from .operations import Taxonomy
+from .recordings import sessions
 from .results import (MethodPredictions, Provenance, Result, SessionPredictions, evidence_hash,
                                  prediction_from_dict)
+from .sessions import Session, person
 from .shards import Example, Shards, decode, find_split, jpeg, pack, sessions_root
 from .timeline import TimelinePrior, WindowPredictions, predict_windows
 
@@ -88,7 +89,7 @@ def predict_examples(
 
 # %% ../nbs/03g_evaluation.ipynb #71e9a862
 def sessions_of_split(
-    root: str | Path, # sessions in OpenPack's layout
+    root: str | Path, # a project, or sessions in OpenPack's layout
     shards: Shards,   # the split that is tested
     most: int = 0,    # the first so many by key; 0 for all
 ) -> list[Session]:
@@ -109,6 +110,13 @@ def holds_frames(shards: Shards, spec: FrameSpec) -> bool:
     "Can clips of these shards be shown as `spec` says?"
     held = shards.spec
     return same_frames(spec, held) and spec.context_seconds in (0, held.context_seconds)
+
+def check_clips(spec: FrameSpec, shards: Shards, where: object = None):
+    "Raises `BadInput` when a model was trained on clips of another length or rate than the shards hold."
+    held = shards.spec
+    if (spec.n_frames, spec.fps) == (held.n_frames, held.fps): return
+    raise BadInput(f'was trained on clips of {describe_clips(spec)}; these shards hold clips of {describe_clips(held)}',
+                   where or shards.path, f'build shards with --seconds {spec.seconds:g} --fps {spec.fps}')
 
 def without_context(examples: list[Example]) -> list[Example]:
     "The examples without what lies before the clip."
@@ -139,7 +147,7 @@ def cut_again(
 # %% ../nbs/03g_evaluation.ipynb #bd361dd2
 def clip_of(e: Example) -> Clip:
     "The clip of an example."
-    return Clip(e.key, e.session, e.start, e.n_frames, e.boundary, e.answer)
+    return Clip(e.key, e.session, e.start, e.n_frames, e.boundary, e.answer, e.fps)
 
 # %% ../nbs/03g_evaluation.ipynb #e8153a9e
 def show_examples(
@@ -149,6 +157,7 @@ def show_examples(
     root: str | Path | None = None, # where the sessions lie, for frames that the shards do not hold
 ) -> list[Example]:
     "The examples as a model with this `spec` is shown them. Raises `BadInput` when its frames are nowhere."
+    check_clips(spec, shards)
     if not holds_frames(shards, spec):
         if root is None: raise BadInput('holds other frames than the model needs', shards.path, _ADVICE)
         return cut_again(examples, spec, sessions_of_split(root, shards), shards.index.get('seed', 0))
@@ -176,7 +185,7 @@ def check_test(adapter: Adapter, model: str | Path, test: Shards, root: str | Pa
     adapter.check_base(config, model)
     adapter.check_weights(config)
     adapter.check_test(test)
-    check_clip_length(adapter.spec)
+    check_clips(adapter.spec, test, adapter.path)
     if root or holds_frames(test, adapter.spec): return
     ours, theirs = adapter.spec.to_dict(), test.spec.to_dict()
     differs = ', '.join(f'{k} {ours[k]}, not {theirs[k]}' for k in ours if ours[k] != theirs[k])
@@ -300,8 +309,8 @@ def _open_splits(shards: Path) -> tuple[Shards, Shards | None]:
     test = find_split(shards, 'test')
     train = find_split(shards, 'train') if (shards/'train').is_dir() else None
     if train and train.taxonomy != test.taxonomy:
-        raise BadInput(f'train speaks the taxonomy {train.taxonomy.name}, test {test.taxonomy.name}', shards,
-                       'build them together')
+        differs = f'{train.taxonomy.name}, test {test.taxonomy.name}: {train.taxonomy.unlike(test.taxonomy)}'
+        raise BadInput(f'train speaks the taxonomy {differs}', shards, 'build them together')
     return test, train
 
 def _as_written(name: str, predictions: list[Prediction]) -> MethodPredictions:
@@ -330,7 +339,9 @@ def evaluate(
     asked_models = candidates(model, known, test.spec)
     source = root or (None if all(holds_frames(test, c.spec) for c in asked_models) else sessions_root(test))
     for a in known: check_test(a, model, test, source)
-    if merged := Adapter.of_merged(model): merged.check_test(test)
+    if merged := Adapter.of_merged(model):
+        merged.check_test(test)
+        check_clips(merged.spec, test, model)
     examples = evaluation_set(test, clips)
     if not examples: raise BadInput('holds no clip', test.path, 'build the test split again')
     recorded = sessions_of_split(root, test, max_sessions) if root else []

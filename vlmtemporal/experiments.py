@@ -23,12 +23,13 @@ from .clips import JITTER
 from .dataset import build
 from .evaluation import evaluate, evaluated_keys
 from .frames import FrameSpec
-from .openpack import Session, get_split, person, sessions
+from .recordings import default_spec, get_split, protocol_of, sessions
 from .operations import Grammar
 from .report import (Section, comparison_sections, phases, provenance_section, save_result,
                                 write_report)
 from .results import (MethodComparison, MethodPredictions, Result, Table, all_metrics, format_interval,
                                  format_number, nan_to_null, rescore, score_table, with_grammar)
+from .sessions import Session, person
 from .shards import find_split
 from .statistics import paired_bootstrap
 from .train import TrainConfig, fit
@@ -220,9 +221,10 @@ SAMPLERS = tuple(Variant(n, spec=dict(sampler=n)) for n in ('uniform', 'entropy'
 VARIANTS = dict(remedies=REMEDIES, samplers=SAMPLERS)
 
 # %% ../nbs/03i_experiments.ipynb #8e7d52eb
-def _with_grammar(r: Result, recorded: list[Session], protocol: str) -> Result:
+def _with_grammar(r: Result, campaign: _Campaign, protocol: str) -> Result:
     "The answers of a result's last model, decided with the order of work of those whom it learnt from."
-    learnt = get_split(protocol, sorted({s.subject for s in recorded}))['train']
+    recorded = campaign.recorded
+    learnt = get_split(campaign.root, protocol, sorted({s.subject for s in recorded}))['train']
     grammar = Grammar.learn([list(s.segments) for s in recorded if s.subject in learnt], r.taxonomy)
     return replace(r, models=[r.models[0], with_grammar(r.clips, r.models[-1], grammar)])
 
@@ -261,7 +263,7 @@ def _check_variants(variants: Sequence[Variant], seeds: int) -> None:
 # %% ../nbs/03i_experiments.ipynb #ace07743
 def _run_variant(campaign: _Campaign, v: Variant, runs: list[_Run], first: list[Result], protocol: str) -> list[Result]:
     "A result for every run; a variant that needs no training decides the first one's answers again."
-    if v.grammar: return [_with_grammar(r, campaign.recorded, protocol) for r in first]
+    if v.grammar: return [_with_grammar(r, campaign, protocol) for r in first]
     if v.share != 1: runs = [_share(run, v.share, len(first[0].train)) for run in runs]
     return [_result(campaign, run) for run in runs]
 
@@ -271,7 +273,7 @@ def _share(run: _Run, share: float, clips: int) -> _Run:
 
 # %% ../nbs/03i_experiments.ipynb #e3150210
 def ablate(
-    root: str | Path,             # sessions in OpenPack's layout
+    root: str | Path,             # a project, or sessions in OpenPack's layout
     out: str | Path,              # gets a folder for each variant, ablation.json and the reports
     model: str = 'tiny',
     config: TrainConfig | None = None, # its defaults, when absent
@@ -280,8 +282,8 @@ def ablate(
     seeds: int = 1,                         # runs of every variant, each with the next training seed
     clips: int = 0,                         # the first so many test clips by id; 0 for all
     max_clips: int | None = None,           # at most so many training clips
-    spec: FrameSpec = FrameSpec(),          # which frames, where a variant does not say
-    protocol: str = 'specification',        # who is on which side, see `get_split`
+    spec: FrameSpec | None = None,          # which frames, where a variant does not say; the root's when absent
+    protocol: str | None = None,            # who is on which side, see `get_split`; the root's when absent
     workers: int = 1,                       # cores that build
     seed: int = 0,
 ) -> VariantComparison:
@@ -289,10 +291,13 @@ def ablate(
     folder was started with other settings, or the first variant is not trained on all clips."""
     _check_variants(variants, seeds)
     config = config or TrainConfig()
+    spec = spec or default_spec(root)
     specs = {v.name: replace(spec, **v.spec) for v in variants}
     configs = [replace(config, seed=config.seed + n) for n in range(seeds)]
     out, campaign = Path(out), _Campaign(Path(root), model, clips, max_clips, seed, workers, sessions(root))
-    get_split(protocol, sorted({s.subject for s in campaign.recorded}))
+    subjects = sorted({s.subject for s in campaign.recorded})
+    protocol = protocol_of(root, subjects, protocol)
+    get_split(root, protocol, subjects)
     recipe = dict(model=str(model), config=asdict(config), clips=clips, max_clips=max_clips, protocol=protocol,
                   seed=seed, variants=[asdict(v) | dict(spec=specs[v.name].to_dict()) for v in variants])
     found: dict[str, list[Result]] = {}
@@ -360,7 +365,7 @@ def _people(recorded: list[Session], wanted: Sequence[str]) -> dict[str, str]:
 
 # %% ../nbs/03i_experiments.ipynb #cef5e651
 def leave_one_person_out(
-    root: str | Path,    # sessions in OpenPack's layout
+    root: str | Path,    # a project, or sessions in OpenPack's layout
     out: str | Path,     # gets a folder for each person, lopo.json and the reports
     model: str = 'tiny',
     config: TrainConfig | None = None, # its defaults, when absent
@@ -368,13 +373,13 @@ def leave_one_person_out(
     people: Sequence[str] = (),    # only these; everybody who has frames when absent
     clips: int = 0,                # the first so many test clips by id; 0 for all
     max_clips: int | None = None,  # at most so many training clips a fold
-    spec: FrameSpec = FrameSpec(), # which frames
+    spec: FrameSpec | None = None, # which frames; the root's when absent
     workers: int = 1,              # cores that build
     seed: int = 0,
 ) -> LeaveOneOut:
     """Hold out one person after another: build, train, evaluate; pool. What is there is kept.
     Raises `BadInput` for an unknown person, and when the folder was started with other settings."""
-    out, config = Path(out), config or TrainConfig()
+    out, config, spec = Path(out), config or TrainConfig(), spec or default_spec(root)
     campaign = _Campaign(Path(root), model, clips, max_clips, seed, workers, sessions(root))
     held_out = _people(campaign.recorded, people)
     recipe = dict(model=str(model), config=asdict(config), clips=clips, max_clips=max_clips, seed=seed,

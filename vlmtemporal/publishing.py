@@ -14,8 +14,15 @@ from .backbones import BACKBONES, fingerprint, is_local, model_config
 from .basics import BadInput, VLMTemporalError, atomic_dir, markdown_table, read_json, write_text, writing
 from .kernels import quiet
 from .loading import load_model
+from .operations import BUILT_IN, Taxonomy
 
 # %% ../nbs/02f_publishing.ipynb #58fae223
+def _words(taxonomy: Taxonomy, most: int = 30) -> str:
+    "The operations as a card names them: a list that comes with the package by its name, another one by its words."
+    if taxonomy in BUILT_IN.values(): return taxonomy.name
+    more = len(taxonomy) - most
+    return f'{taxonomy.name}: {", ".join(taxonomy.names[:most])}' + (f' and {more} more' if more > 0 else '')
+
 def _facts(adapter: Adapter) -> dict[str, object]:
     "What the card says of the training: name -> value."
     training, spec = adapter.training, adapter.spec
@@ -25,7 +32,7 @@ def _facts(adapter: Adapter) -> dict[str, object]:
     drawn = twin and f"the twin of seed {twin['seed']}, {twin['sessions']} sessions of each person"
     facts = {
         'base': adapter.base + (', a local folder' if is_local(adapter.base) else ''),
-        'operations': adapter.taxonomy.name,
+        'operations': _words(adapter.taxonomy),
         'frames': f'{spec.k} of {spec.n_frames}, chosen by `{spec.sampler}`{region}{context}',
         'people': ', '.join(adapter.people),
         'data': twin and f'drawn, not recorded: {drawn}',
@@ -89,7 +96,7 @@ _CARD = '''\
 ---
 # A vlmtemporal {{ kind }}
 
-Five seconds of packing work in, one answer out: what is being done, in which frames, and what comes next.
+{{ length }} of packing work in, one answer out: what is being done, in which frames, and what comes next.
 
 ## Training
 
@@ -129,7 +136,8 @@ def model_card(
     folders = "'this folder'" if merged else f"{adapter.base!r}, 'this folder'"
     return Template(_CARD, keep_trailing_newline=True).render(
         head=_head(adapter.base, 'transformers' if merged else 'peft'), kind='model' if merged else 'adapter',
-        facts=facts, evaluation=measured, license=_license(adapter.base), folders=folders)
+        facts=facts, evaluation=measured, license=_license(adapter.base), folders=folders,
+        length='Five seconds' if adapter.spec.seconds == 5 else f'{adapter.spec.seconds:g} seconds')
 
 # %% ../nbs/02f_publishing.ipynb #f8fd695d
 @quiet()

@@ -23,7 +23,6 @@ from .openpack import Session
 from .operations import Segment
 from .results import (LEADING, MethodComparison, MethodPredictions, Result, SessionPredictions, Table,
                                  class_table, format_interval, format_number, score_table)
-from .frames import FPS
 
 # %% ../nbs/03f_report.ipynb #f52e47da
 @dataclass(frozen=True)
@@ -205,6 +204,13 @@ def _operations_section(comparison: MethodComparison) -> Section:
     return Section('Operation by operation', blocks)
 
 # %% ../nbs/03f_report.ipynb #ad17d3e3
+def _frequent(tables: list[np.ndarray], most: int = 30) -> list[int]:
+    "Which operations a matrix has room for, and 'no answer': all, or those that are true or answered most often."
+    n = len(tables[0])
+    if n <= most: return [*range(n + 1)]
+    often = sum(t.sum(1) + t[:, :n].sum(0) for t in tables)
+    return [*sorted(np.argsort(-np.asarray(often), kind='stable')[:most].tolist()), n]
+
 def _draw_confusion(ax, table: np.ndarray, names: list[str]) -> None:
     "One matrix, with its counts."
     ax.imshow(table, cmap='Blues')
@@ -223,11 +229,13 @@ def plot_confusion(
     "Which operation was taken for which, one matrix a method."
     from matplotlib.figure import Figure as Canvas
     methods = methods or comparison.models
-    names = [*comparison.taxonomy.names, 'no answer']
+    tables = [comparison.confusion(m) for m in methods]
+    some = _frequent(tables)
+    names = [[*comparison.taxonomy.names, 'no answer'][i] for i in some]
     canvas = Canvas(figsize=(4.6*len(methods), 4.2))
     axes = canvas.subplots(1, len(methods), squeeze=False)[0]
-    for ax, m in zip(axes, methods, strict=True):
-        _draw_confusion(ax, comparison.confusion(m), names)
+    for ax, m, table in zip(axes, methods, tables, strict=True):
+        _draw_confusion(ax, table[np.ix_(some[:-1], some)], names)
         ax.set_title(m.name, fontsize=9)
     axes[0].set_ylabel('true', fontsize=8)
     canvas.tight_layout()
@@ -293,7 +301,7 @@ def phases(
                        'give the folder that the shards were built from')
     counts = {m.name: np.zeros((3, 4), np.int64) for m in comparison.models}
     for i, c in enumerate(comparison.clips):
-        phase = _phase_of(c.start + np.arange(c.n_frames)/FPS, known[c.session])
+        phase = _phase_of(c.start + np.arange(c.n_frames)/c.fps, known[c.session])
         for m in comparison.models:
             answered = np.full(c.n_frames, 3)
             if (a := m.answers[i]) and a.start_frame is not None and a.end_frame is not None:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LEADING', 'LEADING_TIMELINE', 'FORMAT', 'Table', 'format_number', 'format_interval', 'Provenance',
-           'MethodPredictions', 'MethodComparison', 'paired_difference', 'score_table', 'class_table', 'by_session',
-           'with_grammar', 'score_timelines', 'SessionPredictions', 'evidence_hash', 'Result', 'nan_to_null',
-           'all_metrics', 'prediction_from_dict', 'rescore']
+           'MethodPredictions', 'clip_length', 'MethodComparison', 'paired_difference', 'score_table', 'class_table',
+           'by_session', 'with_grammar', 'score_timelines', 'SessionPredictions', 'evidence_hash', 'Result',
+           'nan_to_null', 'all_metrics', 'prediction_from_dict', 'rescore']
 
 # %% ../nbs/03e_results.ipynb #78cad367
 import re
@@ -21,11 +21,12 @@ import numpy as np
 from .baselines import baselines
 from .basics import BadInput, Picture, json_hash, markdown_table, read_json
 from .clips import Answer, Clip
+from .frames import N_FRAMES
 from .decode import Prediction
 from .metrics import (ClipScores, boundary_errors, class_f1, clip_report, confusion, count_session,
                                  score_clips, timeline_report)
 from .openpack import Session
-from .operations import Grammar, Segment, Taxonomy, get_taxonomy
+from .operations import Grammar, Segment, Taxonomy
 from .statistics import mcnemar, paired_bootstrap
 from .timeline import (GRAMMAR_WEIGHT, Timeline, TimelinePrior, WindowPredictions, apply_grammar_to_clips,
                                   plot_timeline)
@@ -106,6 +107,10 @@ class MethodPredictions:
         return cls(name, [p.answer for p in predictions], predictions)
 
 # %% ../nbs/03e_results.ipynb #4d81f2d6
+def clip_length(clips: Sequence[Clip]) -> int: # frames
+    "How long the clips are; as usual where there is none."
+    return max((c.n_frames for c in clips), default=N_FRAMES)
+
 @dataclass(frozen=True)
 class MethodComparison:
     "Methods on the same clips."
@@ -118,7 +123,7 @@ class MethodComparison:
     def blocks(self) -> dict[str, list[int]]:
         "Positions of all clips, and of the boundary clips whose truth does not fill them."
         true = [c.answer for c in self.clips]
-        inner = ~np.isnan(boundary_errors(true, true)) & ~self._ahead
+        inner = ~np.isnan(boundary_errors(true, true, clip_length(self.clips))) & ~self._ahead
         return {'all clips': list(range(len(true))), 'inner boundary': np.flatnonzero(inner).tolist()}
     @property
     def _ahead(self) -> np.ndarray: return np.array([c.kind == 'anticipation' for c in self.clips], bool)
@@ -132,7 +137,8 @@ class MethodComparison:
         clips = [self.clips[i] for i in at]
         probabilities = [m.predictions[i].probabilities for i in at] if m.predictions else []
         return score_clips([m.answers[i] for i in at], [c.answer for c in clips], self.taxonomy,
-                           [c.kind for c in clips], probabilities if any(probabilities) else None)
+                           [c.kind for c in clips], probabilities if any(probabilities) else None,
+                           clip_length(self.clips))
     @cached_property
     def reports(self) -> dict[str, dict]:
         "method -> block -> metric -> value, low, high, clips."
@@ -343,7 +349,8 @@ class Result:
 def _compare(r: Result) -> MethodComparison:
     "Models, with and without grammar, and baselines; sessions are drawn together."
     seed, true = r.provenance.seed, [c.answer for c in r.clips]
-    found = baselines(r.train, true, r.taxonomy, seed, {m.name: m.answers for m in r.models})
+    found = baselines(r.train, true, r.taxonomy, seed, {m.name: m.answers for m in r.models},
+                      clip_length(r.clips))
     methods = [*r.models, *r.grammar_rescored, *(MethodPredictions(*x) for x in found.items())]
     return MethodComparison(r.taxonomy, r.clips, methods, [c.session for c in r.clips], seed)
 
@@ -427,7 +434,7 @@ def _result_to_dict(r: Result) -> dict:
     timelines = r.sessions and dict(metrics=r.sessions.reports, **_sessions_to_dict(r.sessions))
     return nan_to_null(dict(
         base_model=_headline(r, r.models[0]), finetuned_model=_headline(r, r.models[1]) if len(r.models) > 1 else None,
-        format=FORMAT, title=r.title, taxonomy=r.taxonomy.name, operations=list(r.taxonomy.names),
+        format=FORMAT, title=r.title, taxonomy=r.taxonomy.stored(), operations=list(r.taxonomy.names),
         methods=[_method_to_dict(r, m) for m in r.comparison.methods], paired=r.comparison.paired,
         timeline_priors={name: p.to_dict() for name, p in r.timeline_priors.items()}, timelines=timelines,
         clips=[c.to_dict() for c in r.clips], train=[a.to_dict() for a in r.train], provenance=asdict(r.provenance)))
@@ -455,7 +462,7 @@ def _read_sessions(d: dict, taxonomy: Taxonomy, priors: dict, seed: int) -> Sess
 
 # %% ../nbs/03e_results.ipynb #a143d378
 def _read_result(d: dict, where: object) -> Result:
-    taxonomy = get_taxonomy(d['taxonomy'])
+    taxonomy = Taxonomy.of(d['taxonomy'], where)
     clips = [Clip(**c | dict(answer=Answer.from_dict(c['answer']))) for c in d['clips']]
     train = [Answer.from_dict(a) for a in d['train']]
     models, source = _read_models(d), Provenance(**d['provenance'])

@@ -138,7 +138,7 @@ def plot_timeline(
     first = next(iter(shown.values()))
     rows = {'truth': truth} if truth is not None else {}
     rows |= {name: t.segments for name, t in shown.items()}
-    color = {n: f'C{i}' if i < 10 else 'k' for i, n in enumerate(first.taxonomy.names)}
+    color = {n: first.taxonomy.colour(n) for n in first.taxonomy.names}
     fig = Figure(figsize=(11, .7 + .45*len(rows)))
     ax = fig.subplots()
     for y, segments in enumerate(rows.values()):
@@ -149,7 +149,7 @@ def plot_timeline(
     operations = {s.operation for segments in rows.values() for s in segments}
     used = [n for n in first.taxonomy.names if n in operations]
     ax.legend(handles=[Patch(color=color[n], label=n) for n in used], fontsize=7, frameon=False,
-              ncol=max(len(used), 1), loc='lower center', bbox_to_anchor=(.5, 1))
+              ncol=min(max(len(used), 1), 11), loc='lower center', bbox_to_anchor=(.5, 1))
     return Picture(fig)
 
 # %% ../nbs/03b_timeline.ipynb #05083de1
@@ -184,10 +184,14 @@ def _log_left_over(z: Callable, x: np.ndarray, sd: np.ndarray, mean: np.ndarray)
 # %% ../nbs/03b_timeline.ipynb #3f0146ee
 class _Beginnings:
     "What every beginning of a segment is worth, by class and row, and the best of them for a segment that ends now."
+    every = 256 # rows after which hopeless starts are sorted out
     def __init__(self, grammar: Grammar, rows: int):
         self.grammar, self.prior, self.n = grammar, grammar.prior, 0
         self._emitted = np.zeros(len(self.prior)) # (C,) emissions summed up to now
         self._begin = np.log(self.prior)[:, None] # (C, rows + 1) best score of beginning at a row, less `_emitted`
+        mode = np.exp(grammar.log_mean - grammar.log_std**2)
+        self._settled = math.ceil(float(mode.max())/STEP) + 1 # rows from which on a longer segment is less likely
+        self._cut, self._kept = 0, (np.empty(0, int), np.empty(0, int)) # of the starts before the cut: class and row
         self._reserve(rows)
 
     def _reserve(self, rows: int):
@@ -200,10 +204,36 @@ class _Beginnings:
 
     def _best_ends(self, inner: str, first: str) -> tuple[np.ndarray, np.ndarray]: # (C,) each
         "Each class's best start of a segment that ends now, and its score; one that begins the recording is `first`."
-        score = self._begin[:, :self.n] + self._last_first[inner][:, -self.n:]
-        score[:, 0] = self._begin[:, 0] + self._last_first[first][:, -self.n]
+        table, n, cut = self._last_first[inner], self.n, self._cut
+        score = self._begin[:, cut:n] + table[:, cut - n:]
+        if not cut: score[:, 0] = self._begin[:, 0] + self._last_first[first][:, -n]
         start = score.argmax(1)
-        return start, score[np.arange(len(start)), start] + self._emitted
+        best, start = score[np.arange(len(start)), start], start + cut
+        if cut:
+            for other, value in (self._best_kept(table), (0, self._begin[:, 0] + self._last_first[first][:, -n])):
+                start, best = np.where(value >= best, other, start), np.maximum(value, best)
+        return start, best + self._emitted
+
+    def _best_kept(self, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]: # (C,) each
+        "Each class's best start before the cut, the first row left out, and its score."
+        c, row = self._kept
+        score = self._begin[c, row] + table[c, row - self.n]
+        best = np.maximum.reduceat(score, np.flatnonzero(np.diff(c, prepend=-1)))
+        at = np.flatnonzero(score == best[c])[::-1]
+        start = np.zeros(len(best), int)
+        start[c[at]] = row[at] # the earliest of equals is written last
+        return start, best
+
+    def _thin_out(self):
+        "Forget the starts that a later one outdoes for good."
+        cut = self.n - self._settled
+        if cut < 2: return
+        begin = self._begin[:, 1:cut]
+        later = np.maximum.accumulate(begin[:, ::-1], 1)[:, ::-1]
+        worth = np.ones(begin.shape, bool)
+        worth[:, :-1] = begin[:, :-1] > later[:, 1:]
+        c, row = worth.nonzero()
+        self._cut, self._kept = cut, (c, row + 1)
 
 # %% ../nbs/03b_timeline.ipynb #eb3a21b0
 EMISSION_SCALE = 1.5 # of the emissions, per second
@@ -229,6 +259,7 @@ class HSMM(_Beginnings):
     ):
         "Take the next row."
         if self.n == self._begin.shape[1] - 1: self._reserve(2*self.n)
+        if self.n % self.every == 0: self._thin_out()
         self.n += 1
         self._emitted = self._emitted + self._row_scale*(np.log(.99*row + .01*self.prior) - self._log_prior)
         start, score = self._best_ends('whole', 'ending')
@@ -487,8 +518,9 @@ def _windows(video: Video, starts: np.ndarray, spec: FrameSpec) -> Iterator[Exam
     name = video.info.path
     if video.info.duration < spec.seconds:
         clip = sample_clip(video, 0., spec)
-        return iter([Example(f'{name}@0s', clip.frames, clip.indices, None, name, 0., clip.n_frames)])
-    return cut(video, [Clip(f'{name}@{s:g}s', name, s, spec.n_frames, None, None) for s in starts.tolist()], spec)
+        return iter([Example(f'{name}@0s', clip.frames, clip.indices, None, name, 0., clip.n_frames, fps=spec.fps)])
+    return cut(video, [Clip(f'{name}@{s:g}s', name, s, spec.n_frames, None, None, spec.fps) for s in starts.tolist()],
+               spec)
 
 # %% ../nbs/03b_timeline.ipynb #cfeff436
 def predict_windows(

@@ -157,7 +157,7 @@ def _training_row(shards: Shards, i: int) -> dict:
     from PIL import Image
     example = shards[i]
     answer = [dict(type='text', text=answer_text(example.answer))]
-    return dict(row=i, prompt=messages(example.indices, shards.taxonomy),
+    return dict(row=i, prompt=messages(example.indices, shards.taxonomy, example.n_frames, example.fps),
                 completion=[dict(role='assistant', content=answer)],
                 images=[Image.fromarray(frame) for frame in example.frames])
 

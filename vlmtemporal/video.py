@@ -7,18 +7,20 @@ __all__ = ['JST', 'Region', 'parse_stamp', 'stamp', 'stamped_pictures', 'FrameFo
            'write_video', 'check_roi', 'crop', 'normalise']
 
 # %% ../nbs/00f_video.ipynb #c9957815
-import hashlib, itertools, os, re, shutil, subprocess, tempfile, warnings
+import hashlib, itertools, math, os, re, shutil, subprocess, tempfile, warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 from PIL import Image
 
-from .basics import BadInput, VLMTemporalWarning, atomic_path, program_error
+from .basics import BadInput, VLMTemporalWarning, atomic_path, check_number, program_error
 from .decoding import VideoFile
 from .guard import GuardedVideo
 from .sources import Limits, Video, VideoInfo, describe, runs, scaled, within
@@ -307,12 +309,61 @@ def _fit(frame: np.ndarray, size: tuple[int, int], how: str) -> np.ndarray:
     return cv2.copyMakeBorder(frame, y, height - h - y, x, width - w - x, cv2.BORDER_CONSTANT)
 
 # %% ../nbs/00f_video.ipynb #e15c0039
-def _resampled(blocks: Iterator, wanted: np.ndarray, prepare: Callable[[np.ndarray], np.ndarray]) -> Iterator:
+def _resampled(video: Video, wanted: np.ndarray, enough: int | None, prepare: Callable[[np.ndarray], np.ndarray],
+               done: Callable[[int], object]) -> Iterator:
     "Yield the prepared frame of every index in `wanted`, sorted; one that is wanted repeatedly is prepared once."
-    for first, block in blocks:
-        low, high = np.searchsorted(wanted, [first, first + len(block)])
-        for i, repeats in zip(*np.unique(wanted[low:high], return_counts=True)):
-            yield from itertools.repeat(prepare(block[i - first]), int(repeats))
+    counts = dict(zip(*(a.tolist() for a in np.unique(wanted, return_counts=True))))
+    def chosen(pictures: Iterator) -> Iterator:
+        for i, picture in pictures:
+            if i in counts: yield prepare(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)), counts[i]
+    for picture, n in video.scan(chosen, enough, (0, int(wanted[-1]) + 1)):
+        yield from itertools.repeat(picture, n)
+        done(n)
+
+# %% ../nbs/00f_video.ipynb #896744ca
+def _moments(
+    video: Video,
+    fps: float,
+    hole: float | None, # seconds from the nearest frame after which a moment is not shown; None: all are
+) -> tuple[np.ndarray, np.ndarray]: # int64 (n,) frames of the video, float64 (n,) moments at which they stand, in 1/fps
+    "What a copy at that rate shows, and when. Half a frame at the end is rounded as clips are, whose lengths are odd."
+    slots = np.arange(max(1, round(video.info.duration*fps - 1) + 1))
+    wanted, at = video.nearest(slots/fps), slots.astype(float)
+    if hole is None: return wanted, at
+    shown = np.abs(video.times[wanted] - slots/fps) <= hole
+    kept, reach = slots == 0, int(max(_HOLE*fps, .51) + 1e-9) # frames on either side that one of the copy stands for
+    for a, b in np.flatnonzero(np.diff(np.r_[False, shown, False])).reshape(-1, 2) - (0, 1):
+        first, last = a + reach*(a > 0), b - reach*(b < slots[-1])
+        if first > last: first = last = (a + b)//2
+        kept[first:last + 1] = True
+        if first < last: at[first], at[last] = first - .001*(a > 0), last + .001*(b < slots[-1])
+    return wanted[kept], at[kept]
+
+_HOLE = .2 # seconds: the least that `hole` is for whoever reads the copy, see page 0i
+
+# %% ../nbs/00f_video.ipynb #ae667b35
+def _retime(path: Path, out: Path, at: np.ndarray, fps: float):
+    "Copy a video of a constant rate; its frame i is at `at[i]`/fps seconds in the copy."
+    rate = Fraction(fps).limit_denominator(1001)
+    with av.open(str(path)) as source, av.open(str(out), 'w', options=dict(movflags='faststart')) as copy:
+        stream = source.streams.video[0]
+        target = copy.add_stream_from_template(stream)
+        target.time_base = unit = 1/(1000*rate)
+        def tick(stamp: int) -> int: # decoding begins before the first frame
+            i = round(stamp*(stream.time_base or 0)*rate)
+            return round(1000*at[i]) if i >= 0 else 1000*i
+        for packet in source.demux(stream):
+            if packet.dts is None or packet.pts is None: continue
+            packet.pts, packet.dts, packet.time_base, packet.stream = tick(packet.pts), tick(packet.dts), unit, target
+            copy.mux(packet)
+
+# %% ../nbs/00f_video.ipynb #a25dc18c
+def _write_timed(path: str | Path, frames: Iterator, at: np.ndarray, fps: float, crf: int):
+    "Encode frames, frame i at `at[i]`/fps seconds."
+    if (at == np.arange(len(at))).all(): return write_video(path, frames, fps, crf)
+    with atomic_path(path) as tmp, tempfile.TemporaryDirectory(dir=tmp.parent, prefix=f'.{tmp.stem}-') as folder:
+        write_video(even := Path(folder)/'even.mp4', frames, fps, crf)
+        _retime(even, tmp, at, fps)
 
 # %% ../nbs/00f_video.ipynb #de0c2bb8
 def normalise(
@@ -323,12 +374,22 @@ def normalise(
     size: tuple[int, int] = (336, 336), # (width, height)
     fit: str = 'stretch',               # 'stretch', 'letterbox' (black bars) or 'crop' (the middle)
     roi: Region | None = None,          # keep this region only
+    crf: int = 18,                      # H.264 quality, as in `write_video`
+    hole: float | None = None,          # seconds from any frame, at least 0.2, where it stays empty; None: nowhere
+    trusted: bool = True,               # False: the source is decoded in a child process
+    done: Callable[[int], object] = lambda n: None, # hears of every frame
 ) -> VideoInfo:                         # of what was written
     """Bring any source to one rate and size; frame i is the source's frame nearest to i/fps.
-    Raises `BadInput` for an unknown `fit`, a wrong region or a source that cannot be used."""
+    Raises `BadInput` for an unknown `fit`, a wrong region, a short hole or a source that cannot be used."""
     if fit not in _FITS: raise BadInput(f'unknown fit {fit!r}', fix='use stretch, letterbox or crop')
-    region, video = check_roi(roi), open_video(source)
-    wanted = video.nearest(np.arange(max(1, round(video.info.duration*fps)))/fps)
+    if hole is not None: check_number(hole, 'hole', _HOLE, 1e9)
+    region, video = check_roi(roi), open_video(source, trusted=trusted)
+    wanted, at = _moments(video, fps, hole)
     prepare = lambda frame: np.ascontiguousarray(_fit(crop(frame, region), size, fit))
-    write_video(out, _resampled(video.blocks(), wanted, prepare), fps)
+    _write_timed(out, _resampled(video, wanted, _enough(video.info, region, size), prepare, done), at, fps, crf)
     return probe(out)
+
+def _enough(info: VideoInfo, region: Region | None, size: tuple[int, int]) -> int:
+    "The width of a whole picture whose region is as large as what is made of it."
+    left, top, right, bottom = region or (0, 0, 1, 1)
+    return math.ceil(info.width*max(size[0]/(right - left)/info.width, size[1]/(bottom - top)/info.height))

@@ -1,0 +1,500 @@
+"A folder of anybody's videos and labels: what is understood of it, what is built from it, what is said of bad input."
+import json, os, shutil, subprocess, unicodedata, warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from vlmtemporal.basics import BadInput, VLMTemporalWarning
+from vlmtemporal.dataset import build
+from vlmtemporal.frames import FrameSpec
+from vlmtemporal.labels import read_labels, write_labels
+from vlmtemporal.openpack import annotation_path, video_path, write_annotation
+from vlmtemporal.operations import BUILT_IN, LOGISTICS, Segment, read_yaml
+from vlmtemporal.recordings import (FILE, Project, Recording, default_spec, get_split, init, look, project_text,
+                                    propose_split, session_of, sessions)
+from vlmtemporal.sessions import fitted
+from vlmtemporal.shards import Shards, sessions_root
+from vlmtemporal.study import study
+from vlmtemporal.video import ffmpeg, write_video
+
+SECONDS = 14
+UNIFORM = FrameSpec(sampler='uniform', size=(64, 48))
+
+
+def encode(source, out, *options):
+    "The first seconds of a video, small, in another way."
+    out.parent.mkdir(parents=True, exist_ok=True)
+    command = [ffmpeg(), '-v', 'error', '-y', '-i', source, '-t', SECONDS, '-s', '64x48', '-an', *options, out]
+    subprocess.run([*map(str, command)], check=True)
+
+
+def clock(seconds):
+    "mm:ss with a decimal comma."
+    return f'{int(seconds//60)}:{seconds%60:06.3f}'.replace('.', ',')
+
+
+def write_semicolons(path, segments, recording):
+    rows = [f'{clock(s.start)};{clock(s.end)};{s.operation}' for s in segments]
+    path.write_text('\ufeffvon;bis;label\n' + '\n'.join(rows) + '\n', encoding='utf-8')
+
+
+def write_audacity(path, segments, recording):
+    path.write_text(''.join(f'{s.start:.6f}\t{s.end:.6f}\t{s.operation}\n' for s in segments))
+
+
+def writer(format):
+    def write(path, segments, recording):
+        write_labels(path, segments, format, recording=recording, fps=25., duration=float(SECONDS))
+    return write
+
+
+WAYS = { # subject: file name, options of FFmpeg, suffix of the labels, how they are written
+    'U0101': ('Kiste eins.mkv', ('-c:v', 'mpeg4', '-q:v', '2'), '.eaf', writer('elan')),
+    'U0102': ('boîte deux.avi', ('-c:v', 'mjpeg', '-q:v', '2'), '.json', writer('labelstudio')),
+    'U0103': ('коробка три.mov', ('-c:v', 'libx264', '-qp', '10', '-g', '7'), '.json', writer('activitynet')),
+    'U0104': ('箱 四.webm', ('-c:v', 'libvpx', '-b:v', '2M', '-deadline', 'realtime'), '.vtt', writer('webvtt')),
+    'U0105': ('kutu beş.mp4', ('-c:v', 'libx264', '-qp', '10', '-bf', '3'), '.csv', write_semicolons),
+    'U0106': ('box six.mpg', ('-c:v', 'mpeg2video', '-q:v', '2'), '.txt', write_audacity),
+}
+
+
+def snapped(session):
+    "The session's first segments on the grid of frames."
+    found = (Segment(s.operation, round(s.start*25)/25, min(round(s.end*25)/25, SECONDS)) for s in session.segments)
+    return [s for s in found if s.end > s.start]
+
+
+@pytest.fixture(scope='module')
+def two(mock, tmp_path_factory):
+    "The same six sessions in OpenPack's layout, and as somebody else's files."
+    openpack, own = tmp_path_factory.mktemp('openpack'), tmp_path_factory.mktemp('Eigene Filme')
+    for s in sessions(mock, tuple(WAYS)):
+        name, options, suffix, write = WAYS[s.subject]
+        plain = video_path(openpack, s.subject, s.id, s.start)
+        encode(s.source, plain, '-c:v', 'libx264', '-qp', '10')
+        segments = snapped(s)
+        rows, there = [(1, x) for x in segments], annotation_path(openpack, s.subject, s.id)
+        write_annotation(there, s.subject, s.id, rows, s.start, LOGISTICS)
+        video = own/s.subject/name
+        encode(plain, video, *options)
+        write(video.with_suffix(suffix), segments, video.stem)
+    return openpack, own
+
+
+@pytest.fixture(scope='module')
+def project(two):
+    "The folder after `init`."
+    _, own = two
+    return init(own)
+
+
+SPLIT = dict(train=tuple(WAYS)[:4], val=('U0105',), test=('U0106',))
+
+
+def test_init_understands_six_formats(two, project):
+    _, own = two
+    assert project.project.taxonomy is LOGISTICS and not (own/'taxonomy.yaml').exists()
+    assert [row[5] for row in project.rows] == ['elan', 'labelstudio', 'activitynet', 'webvtt', 'csv', 'audacity']
+    assert not project.questions and not project.problems
+    assert Project.load(own) == replace(project.project, path=own/FILE) and project.project.split == SPLIT
+
+
+def test_sessions_are_those_of_the_openpack_layout(two, project):
+    openpack, own = two
+    for ours, theirs in zip(sessions(own), sessions(openpack), strict=True):
+        assert ours.segments == theirs.segments and ours.subject == theirs.subject
+        assert session_of(ours.source) == ours and session_of(theirs.source) == theirs
+        assert abs(ours.open().info.duration - theirs.open().info.duration) < .01
+
+
+@pytest.fixture(scope='module')
+def built(two, project, tmp_path_factory):
+    "Shards from both, the project's recordings called as OpenPack's: clips are jittered by their names."
+    openpack, own = two
+    text = (own/FILE).read_text()
+    for r in project.project.recordings: text = text.replace(f'id: {r.id},', 'id: S0100,', 1)
+    renamed = own/'renamed.yaml'
+    renamed.write_text(text)
+    out = tmp_path_factory.mktemp('shards')
+    kinds = 'boundary', 'anticipation', 'sliding'
+    build(renamed, out/'own', spec=UNIFORM, kinds=kinds)
+    ids = {s.subject: s for s in sessions(openpack)}
+    from vlmtemporal import openpack as layout
+    before = layout.PROTOCOLS['specification']
+    layout.PROTOCOLS['specification'] = {side: tuple(s for s in who if s in ids) for side, who in SPLIT.items()}
+    try: build(openpack, out/'openpack', spec=UNIFORM, kinds=kinds)
+    finally: layout.PROTOCOLS['specification'] = before
+    return out
+
+
+def test_the_examples_are_the_same(built):
+    for side in SPLIT:
+        ours, theirs = Shards(built/'own'/side), Shards(built/'openpack'/side)
+        assert ours.keys == theirs.keys and len(ours) > 3 and ours.people == theirs.people
+        for a, b in zip(ours, theirs, strict=True):
+            assert (a.answer, a.start, a.boundary, a.n_frames) == (b.answer, b.start, b.boundary, b.n_frames)
+            assert a.indices.tolist() == b.indices.tolist()
+            assert np.abs(a.frames.astype(int) - b.frames).mean() < 12
+    assert Shards(built/'own'/'train').grammar.to_dict() == Shards(built/'openpack'/'train').grammar.to_dict()
+
+
+def test_it_trains(built, tmp_path):
+    from vlmtemporal.adapters import Adapter
+    from vlmtemporal.train import fit
+    from vlmtemporal.trainer import TrainConfig
+    run = fit(built/'own', tmp_path/'run', 'tiny', TrainConfig(max_steps=2, micro_batch=1, accumulation=1))
+    assert run.finished and Adapter.load(run.adapter).spec == UNIFORM
+
+
+def test_the_sessions_are_found_again(built, two):
+    _, own = two
+    assert sessions_root(Shards(built/'own'/'test')) == (own/'renamed.yaml').resolve()
+
+
+def test_study_takes_it(two, project):
+    _, own = two
+    assert study(own, ('uniform',), UNIFORM).sessions >= 5
+
+
+# a small project, whose files are changed for each case
+
+@pytest.fixture(scope='module')
+def small(tmp_path_factory):
+    "Three videos of ten seconds."
+    folder = tmp_path_factory.mktemp('small')
+    for i, who in enumerate(('anna', 'ben', 'cem')):
+        write_video(folder/who/'box 1.mp4', np.full((250, 32, 32, 3), 40*i, np.uint8), 25)
+        (folder/who/'box 1.csv').write_text('start,end,label\n0,4,cut\n4,9.5,glue\n')
+    return folder
+
+
+@pytest.fixture
+def folder(small, tmp_path):
+    shutil.copytree(small, tmp_path/'p')
+    return tmp_path/'p'
+
+
+def rewrite(folder, old, new):
+    text = (folder/FILE).read_text()
+    assert old in text
+    (folder/FILE).write_text(text.replace(old, new, 1))
+
+
+def refusal(work, *args):
+    with pytest.raises(BadInput) as e: work(*args)
+    assert '\n' not in str(e.value)
+    return str(e.value)
+
+
+def test_init_never_overwrites_and_writes_nothing_that_is_wrong(folder):
+    (folder/'anna'/'box 1.srt').write_text('1\n00:00:00,000 --> 00:00:02,000\ncut\n')
+    assert 'box 1.csv and anna/box 1.srt; remove all but one' in refusal(init, folder)
+    assert not (folder/FILE).exists() and not (folder/'taxonomy.yaml').exists()
+    (folder/'anna'/'box 1.srt').unlink()
+    init(folder)
+    before = (folder/FILE).read_bytes(), (folder/'taxonomy.yaml').read_bytes()
+    assert 'is there already' in refusal(init, folder)
+    assert before == ((folder/FILE).read_bytes(), (folder/'taxonomy.yaml').read_bytes())
+
+
+TYPOS = [ # old, new, what is said
+    ('overlaps:', 'overlap:', "unknown key 'overlap'; did you mean overlaps?"),
+    ('overlaps: refuse', 'overlaps: latest wins', "'latest wins' is no rule for overlaps"),
+    ('taxonomy: taxonomy.yaml', 'taxonomy: taxonmy.yaml', 'there is no file taxonmy.yaml'),
+    ('frames: 8', 'frames: 800', '800'),
+    ('seconds: 5', 'seconds: 90', "'90' is not a number from 2 to 60"),
+    ('sampler: entropy', 'sampler: entropie', 'entropie'),
+    ('train: [anna]', 'train: [anne]', "no person is called 'anne'; did you mean anna?"),
+    ('val: [ben]', 'val: [anna]', 'anna is in train too'),
+    ('val: [ben]', 'vale: [ben]', "unknown key 'vale'; did you mean val?"),
+    ('subject: ben, ', '', "no person is called 'ben'"),
+    ('id: box_1', 'id: box 1', "'box 1' is no name; use letters, digits and _ only, such as box_1"),
+    ('labels: ben', 'label: ben', "unknown key 'label'; did you mean labels?"),
+    (', labels: ben/box 1.csv', '', 'has no labels'),
+    ('ben/box 1.mp4', 'ben/box 2.mp4', 'there is no video ben/box 2.mp4'),
+    ('ben/box 1.csv', 'ben/box 2.csv', 'there is no labels file ben/box 2.csv'),
+    ('recordings:\n', 'recordings:\n- [', 'is no YAML'),
+    ('recordings:\n', 'recordings: 3\nothers:\n', ''),
+]
+
+
+@pytest.mark.parametrize('old, new, said', TYPOS)
+def test_a_typo_is_said_with_its_line(folder, old, new, said):
+    init(folder)
+    rewrite(folder, old, new)
+    message = refusal(sessions, folder)
+    assert said in message and f'{FILE}, line ' in message
+
+
+def test_two_recordings_of_one_name(folder):
+    init(folder)
+    rewrite(folder, 'subject: ben', 'subject: anna')
+    rewrite(folder, 'val: [ben]', 'val: []')
+    message = refusal(sessions, folder)
+    assert 'two recordings are called box_1 (the other in line ' in message and f'{FILE}, line ' in message
+
+
+def test_an_empty_file_and_another_encoding(folder):
+    init(folder)
+    text = (folder/FILE).read_text()
+    for data in (b'', b'# nothing\n'):
+        (folder/FILE).write_bytes(data)
+        assert 'is empty; list the recordings' in refusal(sessions, folder)
+    (folder/FILE).write_bytes(text.replace('anna', 'änna').encode('latin-1'))
+    assert 'cannot be read as utf-8' in refusal(sessions, folder) and 'line ' in refusal(sessions, folder)
+
+
+def test_an_unknown_label_is_said_with_its_line_and_the_nearest(folder):
+    init(folder)
+    (folder/'ben'/'box 1.csv').write_text('start,end,label\n0,4,cut\n4,9.5,glüe\n')
+    message = refusal(sessions, folder)
+    assert "box 1.csv, line 3: the label 'glüe' is not in the taxonomy" in message and 'glue' in message
+
+
+def test_a_video_without_labels_and_labels_without_a_video_are_questions(folder):
+    (folder/'ben'/'box 1.csv').rename(folder/'ben'/'kitchen.csv')
+    write_video(folder/'ben'/'box 2.mp4', np.zeros((50, 32, 32, 3), np.uint8), 25)
+    found = look(folder)
+    assert [r.subject for r in found.project.recordings] == ['anna', 'cem']
+    assert any('box 2.mp4: no labels were found' in q for q in found.questions)
+    assert any('kitchen.csv: no video was found' in q for q in found.questions)
+    assert '# ? ben/box 1.mp4: no labels' in project_text(found.project, found.questions)
+    for p in folder.rglob('*.csv'): p.unlink()
+    assert 'holds 4 videos and no labels' in refusal(init, folder)
+
+
+def test_labels_beyond_the_end(folder, tmp_path):
+    init(folder)
+    (folder/'ben'/'box 1.csv').write_text('start,end,label\n0,4,cut\n4,10.8,glue\n')
+    s = sessions(folder)[1]
+    assert fitted(s, s.open().info.duration).segments[-1].end == 10.
+    (folder/'ben'/'box 1.csv').write_text('start,end,label\n0,4,cut\n4,13.5,glue\n')
+    message = refusal(build, folder, tmp_path/'out')
+    assert 'end 3.5 s after the video does, which lasts 10.0 s' in message and not (tmp_path/'out').exists()
+    assert 'end 3.5 s after' in refusal(study, folder)
+    (folder/FILE).unlink()
+    assert 'end 3.5 s after' in refusal(init, folder) and not (folder/FILE).exists()
+
+
+def test_an_offset_moves_the_labels(folder):
+    init(folder)
+    rewrite(folder, 'labels: ben/box 1.csv', 'labels: ben/box 1.csv, offset: 0.25')
+    assert sessions(folder)[1].segments[0] == Segment('cut', .25, 4.25)
+
+
+def test_a_rate_that_does_not_match_the_frames(folder):
+    (folder/'ben'/'box 1.csv').unlink()
+    (folder/'ben'/'box 1.txt').write_text('cut\n'*100 + 'glue\n'*150)
+    found = init(folder)
+    assert found.project.recordings[1].fps == 25
+    assert sessions(folder)[1].segments == (Segment('cut', 0, 4), Segment('glue', 4, 10))
+    for rate in ('15', '60'):
+        rewrite(folder, f'fps: {25 if rate == "15" else 15}}}', f'fps: {rate}}}')
+        assert f'at {rate} a second last' in (m := refusal(sessions, folder)) and '`fps: 25` would fit' in m
+
+
+def test_whole_numbers_are_frames_where_a_rate_is_said(folder):
+    (folder/'ben'/'box 1.csv').write_text('start,end,label\n0,100,cut\n100,240,glue\n')
+    assert 'end 230.0 s after the video' in refusal(init, folder)
+    look(folder, fps=25).save()
+    assert 'labels: ben/box 1.csv, fps: 25}' in (folder/FILE).read_text()
+    assert sessions(folder)[1].segments == (Segment('cut', 0, 4), Segment('glue', 4, 9.6))
+
+
+def test_label_studio_has_a_rate_of_its_own(folder):
+    (folder/'ben'/'box 1.csv').unlink()
+    ranges = dict(ranges=[dict(start=1, end=100)], timelinelabels=['cut'])
+    result = [dict(id='1', type='timelinelabels', from_name='l', to_name='video', value=ranges)]
+    task = dict(id=1, data=dict(video='box 1.mp4'), annotations=[dict(id=1, result=result)])
+    (folder/'ben'/'box 1.json').write_text(json.dumps([task]))
+    asked, = (q for q in init(folder).questions if 'Label Studio' in q)
+    assert "the video's 25 a second" in asked and 'write `fps: 24`' in asked
+    assert sessions(folder)[1].segments == (Segment('cut', 0, 4),)
+    rewrite(folder, 'fps: 25}', 'fps: 24}')
+    assert sessions(folder)[1].segments[0].end == pytest.approx(100/24, abs=.001)
+    (folder/FILE).unlink()
+    assert not any('Label Studio' in q for q in look(folder, fps=25).questions)
+
+
+def test_numbers_are_written_as_they_are(folder):
+    exact = replace(init(folder).project.recordings[0], offset=1234.5678, fps=30000/1001)
+    project = replace(Project.load(folder), recordings=(exact, *Project.load(folder).recordings[1:]))
+    (folder/FILE).write_text(project_text(project), encoding='utf-8')
+    read = Project.load(folder).recordings[0]
+    assert (read.offset, read.fps) == (exact.offset, exact.fps)
+
+
+def test_what_view_made_is_no_recording(folder):
+    from vlmtemporal.viewing import view
+    init(folder)
+    view(folder)
+    shutil.copy(folder/'anna'/'box 1.mp4', folder/'view'/'copy.mp4')
+    (folder/FILE).unlink()
+    assert len(look(folder).project.recordings) == 3 and not any('view' in q for q in look(folder).questions)
+
+
+def test_overlaps_are_a_question_then_a_rule(folder):
+    (folder/'ben'/'box 1.csv').write_text('start,end,label\n0,5,cut\n4,9.5,glue\n7,7,cut\n')
+    found = init(folder)
+    assert any('1 of about 6 neighbouring labels overlap, 1.0 s in all' in q for q in found.questions)
+    message = refusal(sessions, folder)
+    assert "line 3: 'glue' overlaps 'cut'" in message and 'line 2' in message and 'by 1.00 s' in message
+    rewrite(folder, 'overlaps: refuse', 'overlaps: split at the middle')
+    s = sessions(folder)[1]
+    assert s.segments == (Segment('cut', 0, 4.5), Segment('glue', 4.5, 9.5))
+    assert s.overlaps == dict(rule='split at the middle', overlaps=1, seconds=1., rounded=0, gone=0, empty=1)
+    assert '1 neighbouring labels overlap' in s.notes[0] and 'line 4' in s.notes[1]
+
+
+def test_overlaps_are_in_the_index(folder, tmp_path):
+    (folder/'anna'/'box 1.csv').write_text('start,end,label\n0,5,cut\n4,9.5,glue\n')
+    init(folder, overlaps='later wins')
+    build(folder, tmp_path/'out', 'train', FrameSpec(sampler='uniform', size=(32, 32)))
+    index = Shards(tmp_path/'out'/'train').index
+    assert index['overlaps']['anna-box_1']['overlaps'] == 1 and 'later wins' in index['notes']['anna-box_1'][0]
+
+
+def test_few_people_split_by_recording_and_it_is_said(folder):
+    for i, who in enumerate(('ben', 'cem')):
+        for p in (folder/who).iterdir(): p.rename(folder/'anna'/f'box {i + 2}{p.suffix}')
+        (folder/who).rmdir()
+    found = init(folder)
+    assert any('split by recording, as at least three people' in s for s in found.said)
+    assert [s.key for s in sessions(folder)] == ['box_1', 'box_2', 'box_3']
+    for id in ('box_1', 'box_2', 'box_3'): rewrite(folder, f'id: {id},', f'id: {id}, subject: anna,')
+    with pytest.warns(VLMTemporalWarning, match='anna is in train and val and test'):
+        split = get_split(folder, 'recordings', ())
+    assert split == dict(train=('box_1',), val=('box_2',), test=('box_3',))
+    assert [s.key for s in sessions(folder, ('box_2',))] == ['box_2']
+
+
+def test_protocols_of_a_project(folder):
+    init(folder)
+    people = ['anna', 'ben', 'cem']
+    assert get_split(folder, 'leave-out:anna', people)['test'] == ('anna',)
+    assert get_split(folder, 'fold:2/3', people)['test'] == ('ben',)
+    assert 'use recordings, leave-out:WHO or fold:I/K' in refusal(get_split, folder, 'specification', people)
+    assert default_spec(folder) == FrameSpec()
+    rewrite(folder, 'seconds: 5, fps: 25, frames: 8', 'seconds: 4, fps: 10, frames: 6')
+    rewrite(folder, 'sampler: entropy', 'sampler: uniform')
+    spec = default_spec(folder)
+    assert (spec.seconds, spec.fps, spec.k, spec.sampler) == (4, 10, 6, 'uniform')
+
+
+def test_one_table_tells_videos_of_one_name_by_their_folders(folder):
+    "Everybody's video is called alike; the table says whose, with a path of another machine."
+    video = next(p for p in folder.rglob('*') if p.suffix == '.mp4')
+    who = 'Müller', 'Schmidt', 'Öztürk'
+    home = folder/'alike'
+    for name in who:
+        (home/name).mkdir(parents=True)
+        shutil.copy(video, home/name/'Aufnahme 1.mp4')
+    rows = [f'"D:\\Filme\\{name}\\Aufnahme 1.mp4",00:0{i},00:06,kochen' for i, name in enumerate(who)]
+    (home/'Zeiten.csv').write_text('\n'.join(['Datei,Beginn,Ende,Tätigkeit', *rows]), encoding='utf-8')
+    init(home)
+    assert [(s.subject, s.segments[0].start) for s in sessions(home)] == [*zip(who, (0, 1, 2), strict=True)]
+    (home/FILE).unlink()
+    for name in who: (home/name/'Aufnahme 1.mp4').rename(home/name/'film.mp4')
+    with pytest.raises(BadInput, match=r'Zeiten\.csv: it is about .*Aufnahme 1\.mp4.: name the video so'): look(home)
+
+
+def test_names_in_either_form_of_unicode(folder):
+    for p in (folder/'ben').iterdir(): p.rename(p.with_stem(unicodedata.normalize('NFD', 'Schäftè')))
+    (folder/'ben'/(unicodedata.normalize('NFD', 'Schäftè') + '.csv')).rename(folder/'ben'/'Schäftè.csv')
+    found = init(folder)
+    assert found.project.recordings[1].id == 'Schäftè'
+    assert sessions(folder)[1].key == 'ben-Schäftè' and sessions(folder)[1].source.exists()
+
+
+def test_one_labels_file_for_all(folder):
+    for p in folder.rglob('*.csv'): p.unlink()
+    for who in ('anna', 'ben', 'cem'): (folder/who/'box 1.mp4').rename(folder/f'{who}.mp4')
+    for who in ('anna', 'ben', 'cem'): (folder/who).rmdir()
+    rows = [f'{who}.mp4,{who.title()},0,4,cut\n{who}.mp4,{who.title()},4,9,glue' for who in ('cem', 'anna', 'ben')]
+    (folder/'all labels.csv').write_text('video,person,start,end,label\n' + '\n'.join(rows) + '\n')
+    found = init(folder)
+    assert {(r.id, r.video) for r in found.project.recordings} == {(w, f'{w}.mp4') for w in ('anna', 'ben', 'cem')}
+    assert len(sessions(folder)) == 3 and all(len(s.segments) == 2 for s in sessions(folder))
+
+
+def test_a_frame_folder_is_a_recording(shared, tmp_path):
+    frames = next((shared/'openpack-sample').rglob('frames/S*'))
+    shutil.copytree(frames, tmp_path/'p'/'visit one')
+    (tmp_path/'p'/'visit one.csv').write_text('start,end,label\n0,0.4,pick\n0.4,1,place\n')
+    found = init(tmp_path/'p')
+    assert [r.video for r in found.project.recordings] == ['visit one']
+    assert sessions(tmp_path/'p')[0].open().info.n_frames == 15
+    assert any('film another' in s for s in found.said)
+
+
+def test_openpack_needs_no_init(mock, tmp_path):
+    assert "is laid out as OpenPack's" in refusal(look, mock)
+    assert 'vlmtemporal init' in refusal(sessions, tmp_path)
+
+
+@pytest.fixture(scope='module')
+def cooking(root, tmp_path_factory):
+    source = root.parent/'shared'/'real-labels'
+    if not source.is_dir(): pytest.skip('the labels of CaptainCook4D are not on this machine')
+    folder = tmp_path_factory.mktemp('cooking')
+    shutil.copy(source/'captaincook4d_step_annotations.csv', folder)
+    return folder, init(folder), json.loads((source/'captaincook4d_person_split.json').read_text())
+
+
+def test_captaincook_from_its_labels_alone(cooking):
+    folder, found, _ = cooking
+    assert len(found.project.recordings) == 384 and any('287' in s for s in found.said)
+    rewrite(folder, 'overlaps: refuse', 'overlaps: later wins')
+    every = sessions(folder)
+    counted = [s.overlaps for s in every if s.overlaps]
+    assert len(every) == 384 and sum(c['overlaps'] + c['rounded'] for c in counted) == 453
+    assert all(s.source is None and s.segments for s in every)
+    hours = sum(max(x.end for x in s.segments) - s.segments[0].start for s in every)/3600
+    assert 90 < hours < 95
+
+
+def test_captaincook_leaves_people_out(cooking):
+    folder, found, split = cooking
+    sides = {side: tuple(split[side]) for side in ('train', 'val', 'test')}
+    assert {name for some in sides.values() for name in some} == {r.id for r in found.project.recordings}
+    path = folder/'people.yaml'
+    path.write_text(project_text(replace(found.project, split=sides, overlaps='later wins')))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert get_split(path, 'recordings', ()) == sides
+    assert Project.load(path).split == sides
+
+
+def test_splits_for_any_number():
+    for n in range(1, 30):
+        split = propose_split([Recording(f'r{i}') for i in range(n)])
+        assert sum(map(len, split.values())) == n and all(split.values()) and len(split) == min(n, 3)
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    "A pipe, or zeros without end, would never be read; a name may be too long for any file."
+    os.mkfifo(tmp_path/'pipe')
+    (tmp_path/'zeros').symlink_to('/dev/zero')
+    for name in ('pipe', 'zeros'):
+        with pytest.raises(BadInput, match='neither a file nor a folder'): read_labels(tmp_path/name)
+        with pytest.raises(BadInput, match='neither a file nor a folder'): read_yaml(tmp_path/name)
+    (tmp_path/FILE).write_text(f'taxonomy: logistics\nrecordings:\n- {{id: a, labels: {"x"*300}}}\n')
+    with pytest.raises(BadInput, match='there is no labels file'): sessions(tmp_path)
+
+
+def test_large_yaml_is_refused(tmp_path):
+    (tmp_path/FILE).write_bytes(b'a'*(2**23 + 1))
+    with pytest.raises(BadInput, match='too many'): read_yaml(tmp_path/FILE)
+
+
+def test_offsets_are_written_in_full(tmp_path):
+    r = Recording('a', labels='a.csv', offset=12345.678, fps=29.97002997)
+    text = project_text(Project(tmp_path/FILE, BUILT_IN['logistics'], (r,), dict(train=('a',)), 'logistics'))
+    assert 'offset: 12345.678' in text and 'fps: 29.97002997' in text
+
+
+def test_a_video_on_two_sides_is_told(tmp_path):
+    entries = '- {id: a, video: v.mp4, labels: a.csv}\n- {id: b, video: ./v.mp4, labels: b.csv}\n'
+    (tmp_path/FILE).write_text(f'taxonomy: logistics\nsplit: {{train: [a], test: [b]}}\nrecordings:\n{entries}')
+    with pytest.warns(VLMTemporalWarning, match='is in train and test'): get_split(tmp_path, 'recordings', ['a', 'b'])
