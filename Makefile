@@ -1,6 +1,7 @@
 # make demo    the main job, end to end, on this machine
 # make test    lint, every notebook and every test
 # make lint    ruff on modules, tests, benches, tools and notebooks; mypy on the modules
+# make kaggle-check   Kaggle at length: pushed notebooks run for real, against a stub
 # make setup   only the environment; the others call it by themselves
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ NOTEBOOKS := $(sort $(wildcard nbs/*.ipynb))
 # threads that wait should sleep: where something else runs, they are in its way
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo lint test export notebooks readme bench
+.PHONY: setup demo lint test kaggle-check export notebooks readme bench
 setup: $(STAMP)
 
 $(STAMP): settings.ini setup.py
@@ -33,9 +34,30 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal tests
 
+# a Python with the versions of Kaggle's image, and a folder of newer packages that come before them; both can be
+# given: make kaggle-check KAGGLE_PYTHON=/path/to/python KAGGLE_NEWEST=/path/to/folder
+PYTHON_3_12 ?= python3.12
+KAGGLE_PYTHON ?= .kaggle/bin/python
+KAGGLE_NEWEST ?= .kaggle/newest
+
+# what `make test` does of Kaggle, and what takes minutes
+kaggle-check: setup $(KAGGLE_PYTHON) $(KAGGLE_NEWEST)
+	KAGGLE_PYTHON=$(abspath $(KAGGLE_PYTHON)) KAGGLE_NEWEST=$(abspath $(KAGGLE_NEWEST)) VLMTEMPORAL_KAGGLE_CHECK=1 \
+	  OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s $$(grep -l VLMTEMPORAL_KAGGLE_CHECK tests/test_*.py)
+
+.kaggle/bin/python:
+	$(PYTHON_3_12) -m venv .kaggle
+	sed 's/ *#.*//;/==/!d' kaggle/image-2026-06.txt > .kaggle/there.txt
+	$@ -m pip install --quiet -c kaggle/image-2026-06.txt -r .kaggle/there.txt papermill scikit-learn jinja2 pyyaml pydantic
+
+.kaggle/newest: $(KAGGLE_PYTHON)
+	$(KAGGLE_PYTHON) -m pip install --quiet --target $@ --no-deps transformers peft accelerate \
+	  huggingface_hub tokenizers safetensors httpx2 httpcore2 truststore hf-xet
+
 export: setup
 	$(BIN)/nbdev_clean
 	$(BIN)/nbdev_export
+	$(BIN)/python tools/kaggle_notebooks.py
 
 notebooks: setup                 # run every notebook top to bottom and keep what it shows
 	$(BIN)/python -m nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=1200 $(NOTEBOOKS)

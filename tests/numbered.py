@@ -65,9 +65,9 @@ def best_stream(container):
 
 def turned(picture, frame):
     "The picture as the frame's display matrix says that it is to be shown."
-    matrix = [np.frombuffer(bytes(d), np.int32) for d in frame.side_data if d.type.name == 'DISPLAYMATRIX']
-    if not matrix: return picture
-    a, b, _, c, d = matrix[0][:5] # x, y are shown at a*x + c*y, b*x + d*y
+    matrix = frame.side_data.get('DISPLAYMATRIX')
+    if matrix is None: return picture
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5] # x, y are shown at a*x + c*y, b*x + d*y
     if not a: picture, a, d = picture.swapaxes(0, 1), c, b
     return picture[::-1 if d < 0 else 1, ::-1 if a < 0 else 1]
 

@@ -30,5 +30,5 @@ def test_an_example_runs(what):
 def test_what_it_names_is_there():
     links, files = re.findall(r'\]\(([^)]+)\)', TEXT), re.findall(r'\b(?:nbs|tests)/\w+\.\w+', TEXT)
     assert len(files) > 5 and not [f for f in links + files if not (ROOT/f).exists()]
-    targets = re.findall(r'^(\w+):', (ROOT/'Makefile').read_text(), re.M)
-    assert set(re.findall(r'make (\w+)', TEXT)) <= set(targets)
+    targets = re.findall(r'^([\w-]+):', (ROOT/'Makefile').read_text(), re.M)
+    assert set(re.findall(r'make ([\w-]+)', TEXT)) <= set(targets)

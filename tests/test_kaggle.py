@@ -1,61 +1,326 @@
-"The real `kaggle` command pushes every kernel to a stub on this machine."
-import json, os, subprocess, sys, threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+"Kaggle: the pushed notebooks, the real `kaggle` command and our own against a stub of Kaggle on this machine."
+import contextlib, json, os, signal, subprocess, sys, threading
 from pathlib import Path
 
 import pytest
 
 from conftest import ROOT
+from kaggle_stub import DataSet, Kaggle, Version, files_of, serve
+from vlmtemporal.adapters import Adapter, bundled_adapter
+from vlmtemporal.pushing import CHAPTERS, job_text
 
 KERNELS = sorted(p.parent for p in (ROOT/'kaggle').glob('*/kernel-metadata.json'))
+KEY = 's3cr3t-0123456789' # must never be seen
+CHECK = os.environ.get('VLMTEMPORAL_KAGGLE_CHECK') == '1'
 
 
-@pytest.fixture(scope='module')
-def stub():
-    "A loopback server that remembers what was posted and answers as Kaggle does."
-    posted = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            posted.append((self.path, json.loads(self.rfile.read(int(self.headers['Content-Length'])) or b'{}')))
-            answer = dict(ref='/alice/kernel', url='https://www.kaggle.com/code/alice/kernel', versionNumber=1)
-            body = json.dumps(answer).encode()
-            self.send_response(200)
-            self.send_header('Content-Type', 'application/json')
-            self.send_header('Content-Length', str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-        def log_message(self, *_): pass
-
-    server = HTTPServer(('127.0.0.1', 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server.server_port, posted
+@pytest.fixture
+def kaggle():
+    "A server that remembers, empty."
+    known = Kaggle()
+    server = serve(known)
+    known.port = server.server_port
+    yield known
     server.shutdown()
 
 
+@pytest.fixture
+def env(kaggle, tmp_path):
+    "The environment in which Kaggle is the stub."
+    (tmp_path/'home').mkdir()
+    return os.environ | dict(KAGGLE_API_ENVIRONMENT='LOCALHOST', KAGGLE_USERNAME='alice', KAGGLE_KEY=KEY, NO_COLOR='1',
+                             http_proxy=f'http://127.0.0.1:{kaggle.port}', no_proxy='', HOME=str(tmp_path/'home'),
+                             TMPDIR=str(tmp_path), VLMTEMPORAL_KAGGLE_PAUSE='0.05', COLUMNS='200')
+
+
+@pytest.fixture
+def say(env, tmp_path):
+    "Run `vlmtemporal kaggle ...`: (exit code, stdout, stderr); the key is in neither."
+    def run(*args, **more):
+        if args[0] == 'setup': args = *args, '--wheels', env['HOME'] # an empty folder: no index is asked
+        command = [Path(sys.executable).parent/'vlmtemporal', 'kaggle', *map(str, args)]
+        r = subprocess.run(command, capture_output=True, text=True, env=env | more, timeout=600, cwd=tmp_path)
+        assert 's3cr3t' not in r.stdout + r.stderr and 'Traceback' not in r.stderr, r.stdout + r.stderr
+        return r.returncode, r.stdout, r.stderr
+    return run
+
+
 def test_there_is_a_kernel_for_every_chapter():
-    assert [k.name for k in KERNELS] == ['00_sampling', '01_dataset', '02_train', '03_eval', '04_serve']
+    assert [k.name for k in KERNELS] == list(CHAPTERS)
+
+
+def test_the_pushed_notebooks_are_what_the_rule_makes():
+    for name in CHAPTERS:
+        made = job_text(ROOT/'nbs'/f'{name}.ipynb')
+        assert (ROOT/'kaggle'/name/f'{name}.ipynb').read_text() == made, 'run `make export` and commit'
 
 
 def sources(notebook): return [''.join(c['source']) for c in notebook['cells']]
 
 
-@pytest.mark.parametrize('kernel', KERNELS, ids=lambda p: p.name)
-def test_push(kernel, stub, tmp_path):
-    port, posted = stub
-    posted.clear()
-    env = os.environ | dict(KAGGLE_API_ENVIRONMENT='LOCALHOST', KAGGLE_USERNAME='alice', KAGGLE_KEY='k',
-                            http_proxy=f'http://127.0.0.1:{port}', no_proxy='', HOME=str(tmp_path))
-    command = [Path(sys.executable).parent/'kaggle', 'kernels', 'push', '-p', kernel]
-    r = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
-    assert 'successfully pushed' in r.stdout, r.stdout + r.stderr # the exit code is 0 even when it failed
-    body = next(b for p, b in posted if p.endswith('SaveKernel'))
-    assert body['slug'].endswith(f"vlmtemporal-{kernel.name.replace('_', '-')}")
-    assert body['isPrivate'] and body['enableInternet']
-    notebook = json.loads(body['text'])
-    assert notebook['metadata']['kernelspec']['name'] == 'python3'
-    assert not any(c.get('outputs') for c in notebook['cells'])
-    assert sources(notebook) == sources(json.loads((ROOT/'nbs'/f'{kernel.name}.ipynb').read_text()))
-    if kernel.name == '02_train':
-        assert body['enableGpu'] and body['machineShape'] == 'NvidiaTeslaT4'
-        assert body['modelDataSources'] == ['qwen-lm/qwen2.5-vl/transformers/3b-instruct/2']
+def test_push_by_hand(kaggle, env):
+    for kernel in KERNELS:
+        command = [Path(sys.executable).parent/'kaggle', 'kernels', 'push', '-p', kernel]
+        r = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+        assert 'successfully pushed' in r.stdout, r.stdout + r.stderr # the exit code is 0 even when it failed
+        body = kaggle.calls('SaveKernel')[-1]
+        assert body['slug'].endswith(f"vlmtemporal-{kernel.name.replace('_', '-')}")
+        assert body['isPrivate'] and body['enableInternet']
+        notebook = json.loads(body['text'])
+        assert notebook['metadata']['kernelspec']['name'] == 'python3'
+        assert not any(c.get('outputs') for c in notebook['cells'])
+        assert sources(notebook) == sources(json.loads((kernel/f'{kernel.name}.ipynb').read_text()))
+        if kernel.name == '02_train':
+            assert body['enableGpu'] and body['machineShape'] == 'NvidiaTeslaT4'
+            assert body['modelDataSources'] == ['qwen-lm/qwen2.5-vl/transformers/3b-instruct/2']
+
+
+def reached(step, of=6): return dict(finished=step == of, step=step, of=of, line=f'step {step} of {of}')
+
+
+def trained(*steps):
+    "A kernel whose versions come so far; the last one leaves an adapter."
+    left = list(steps)
+    def run(kaggle, kernel, version):
+        step = left.pop(0)
+        version.log = ['preflight\n', f'\x1b[2Jstep {step}\n']
+        version.output = {'status.json': json.dumps(reached(step)).encode(), 'run/checkpoint-3/optimizer.pt': b'0'*99,
+                          'shards/train/a.tar': b'0'*99}
+        if step == 6: version.output |= files_of(bundled_adapter(), 'run/adapter/')
+    return run
+
+
+@pytest.fixture
+def videos(mock, tmp_path):
+    "A folder as people have them: a video a person, and labels beside it."
+    folder = tmp_path/'my videos'
+    folder.mkdir()
+    for i, subject in enumerate(('U0101', 'U0107', 'U0108')):
+        video = next(mock.glob(f'{subject}/kinect/color-masked/videos/S0100/*.mp4'))
+        (folder/f'person{i}.mp4').write_bytes(video.read_bytes())
+        rows = ['start,end,label', *(f'{3*n},{3*n + 3},{("pick", "pack", "tape")[n % 3]}' for n in range(5))]
+        (folder/f'person{i}.csv').write_text('\n'.join(rows))
+    (folder/'shards.tar').write_bytes(b'made here')
+    return folder
+
+
+def test_three_commands(kaggle, say, videos, tmp_path):
+    kaggle.run, kaggle.logs_broken = trained(3, 6), 1
+    kaggle.faults = [('GetKernelSessionStatus', 'drop'), ('CreateDataset', 503), ('GetKernelSessionStatus', 429)]
+    code, out, err = say('setup', '--data', videos)
+    assert code == 0 and 'person0' in err, err
+    wheels, recordings = kaggle.calls('CreateDataset')[-2:]
+    assert wheels['isPrivate'] and recordings['isPrivate'] and recordings['licenseName'] == 'other'
+    assert wheels['ownerSlug'] == 'alice' and wheels['slug'] == 'vlmtemporal-wheels'
+    there = kaggle.datasets['alice/vlmtemporal-recordings'].files
+    assert {'recordings.yaml', 'taxonomy.yaml', 'person0.mp4', 'person0.csv'} <= set(there), sorted(there)
+    assert 'shards.tar' not in there and there['person0.mp4'] == (videos/'person0.mp4').read_bytes()
+    assert any(n.startswith('vlmtemporal-0') for n in kaggle.datasets['alice/vlmtemporal-wheels'].files)
+
+    code, out, err = say('train', '--json')
+    assert code == 0, err
+    assert json.loads(out) == dict(kernel='alice/vlmtemporal-02-train', step=6, of=6, line='step 6 of 6')
+    steps = [line for line in err.splitlines() if line.startswith('step')]
+    assert steps == ['step 3', 'step 3 of 6', 'step 6', 'step 6 of 6'], 'each line of the log once'
+    first, second = kaggle.calls('SaveKernel')
+    assert first['kernelDataSources'] == [] and second['kernelDataSources'] == ['alice/vlmtemporal-02-train']
+    for body in (first, second):
+        assert body['slug'] == 'alice/vlmtemporal-02-train' and body['isPrivate'] and body['enableGpu']
+        assert body['machineShape'] == 'NvidiaTeslaT4' and body['modelDataSources'] == [*kaggle.models]
+        assert body['datasetDataSources'] == ['alice/vlmtemporal-wheels', 'alice/vlmtemporal-recordings']
+        assert sources(json.loads(body['text'])) == sources(json.loads(job_text(ROOT/'nbs/02_train.ipynb')))
+
+    code, out, err = say('pull')
+    assert code == 0 and 'loads onto tiny' in err, err
+    pulled = tmp_path/'outputs/kaggle/02_train'
+    listed = json.loads((pulled/'pulled.json').read_text())
+    assert listed['version'] == 2 and 'status.json' in listed['files'] and (pulled/'run/adapter').is_dir()
+    assert not (pulled/'run/checkpoint-3').exists() and not (pulled/'shards').exists(), 'they stay there'
+    code, out, err = say('status', '--json')
+    chapters = {c['chapter']: c for c in json.loads(out)['chapters']}
+    assert chapters['02_train']['progress']['finished'] and chapters['03_eval']['status'] == 'not pushed'
+
+
+def test_only_what_has_changed_is_sent_again(kaggle, say, mock, videos):
+    assert say('setup', '--data', mock)[0] == 0
+    files = kaggle.datasets['alice/vlmtemporal-recordings'].files
+    assert any(n.startswith('vlmtemporal-recordings/U0101/kinect') for n in files), 'nested folders go as a zip'
+    kaggle.posted.clear()
+    code, out, _ = say('setup', '--data', mock)
+    assert code == 0 and out.count('there already') == 2
+    assert not kaggle.calls('StartBlobUpload') and not kaggle.calls('CreateDatasetVersion')
+    code, out, _ = say('setup', '--data', videos)
+    assert code == 0 and out.count('there already') == 1
+    assert [d['datasetSlug'] for d in kaggle.calls('CreateDatasetVersion')] == ['vlmtemporal-recordings']
+    assert b'pick' in kaggle.datasets['alice/vlmtemporal-recordings'].files['person0.csv']
+
+
+def test_what_cannot_be_sent(kaggle, say, videos, tmp_path):
+    (videos/'recordings.yaml').write_text('recordings:\n- {id: a, video: nowhere.mp4, labels: person0.csv}')
+    (tmp_path/'empty').mkdir()
+    for folder in (videos, tmp_path/'empty', tmp_path/'none'):
+        code, out, err = say('setup', '--data', folder)
+        assert code == 2 and not out and len(err.strip().splitlines()) == 1, err
+    assert not kaggle.posted
+
+
+def test_a_public_data_set_is_refused(kaggle, say):
+    kaggle.datasets['alice/vlmtemporal-wheels'] = DataSet(dict(isPrivate=False), {})
+    code, _, err = say('setup')
+    assert code == 2 and 'is public' in err and not kaggle.calls('StartBlobUpload')
+
+
+def test_dry_runs_send_nothing(kaggle, say, videos):
+    code, out, _ = say('setup', '--data', videos, '--dry-run', '--json')
+    assert code == 0 and not json.loads(out)['data_sets'][0]['sent'] and not (videos/'recordings.yaml').exists()
+    code, out, _ = say('push', '3', '--dry-run', '--json')
+    chapters = ['alice/vlmtemporal-01-dataset', 'alice/vlmtemporal-02-train']
+    assert json.loads(out)['metadata']['kernel_sources'] == chapters
+    assert say('train', '--dry-run')[0] == 0 and not kaggle.posted
+
+
+@pytest.fixture
+def ready(kaggle):
+    "A server that has the data sets."
+    for name in ('wheels', 'recordings'): kaggle.datasets[f'alice/vlmtemporal-{name}'] = DataSet({}, {})
+    return kaggle
+
+
+def test_refused_pushes(kaggle, say):
+    code, _, err = say('push', 'eval')
+    assert code == 2 and 'vlmtemporal kaggle setup' in err and not kaggle.calls('SaveKernel')
+    code, _, err = say('push', '2', '--set', 'epoch=1')
+    assert code == 2 and "no setting 'epoch'; it has: data, model" in err and not kaggle.calls('SaveKernel')
+    code, out, _ = say('push', '2', '--set', 'epochs=1', '--hours', '8', '--model', 'tiny', '--dry-run', '--json')
+    assert json.loads(out)['set'] == "model = 'tiny'\nhours = 8.0\ntraining = {'epochs': 1}\n"
+    assert not json.loads(out)['metadata']['enable_gpu']
+
+
+RUNS = dict(url='https://www.kaggle.com/x', versionNumber=1)
+WRONG = {
+    'quota': (dict(error='Maximum weekly GPU quota of 30.00 hours reached.'), 'quota'),
+    'model': (dict(invalidModelSources=['qwen-lm/x'], **RUNS), 'accept its licence'),
+    'kernel': (dict(invalidKernelSources=['alice/x'], **RUNS), 'earlier chapter'),
+}
+
+
+@pytest.mark.parametrize('wrong', WRONG)
+def test_what_kaggle_says_is_read(wrong, ready, say):
+    answer, words = WRONG[wrong]
+    ready.faults = [('SaveKernel', answer)]
+    code, out, err = say('push', '2')
+    assert code == 1 and words in err and not out, err
+
+
+def test_a_lost_answer_begins_no_second_run(ready, say):
+    ready.faults = [('SaveKernel', 'lose the answer')]
+    code, out, _ = say('push', '0', '--json')
+    assert code == 0 and json.loads(out)['version'] == 1 and len(ready.kernels['alice/vlmtemporal-00-sampling']) == 1
+
+
+def test_a_run_that_fails_or_stands_still(ready, say):
+    def fails(kaggle, kernel, version): version.status, version.message = ['RUNNING', 'ERROR'], 'Kernel died'
+    ready.run = fails
+    code, _, err = say('train')
+    assert code == 1 and 'Kernel died' in err and len(ready.calls('SaveKernel')) == 1
+    ready.run = trained(3, 3, 3, 6)
+    code, _, err = say('train')
+    assert code == 1 and 'no further than step 3 of 6' in err and len(ready.calls('SaveKernel')) == 4
+
+
+def test_ctrl_c_leaves_the_run_going(ready, say, env):
+    def long(kaggle, kernel, version): version.status = ['RUNNING']
+    ready.run = long
+    command = [Path(sys.executable).parent/'vlmtemporal', 'kaggle', 'train']
+    p = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
+    while '[running]' not in p.stderr.readline(): pass
+    for _ in range(4): # Python may lose one in a destructor; a person presses again
+        p.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired): p.wait(timeout=20)
+        if p.poll() is not None: break
+    err = p.communicate(timeout=20)[1]
+    assert p.returncode == 130 and 'goes on' in err and 'Traceback' not in err, err
+    version = ready.kernels['alice/vlmtemporal-02-train'][0]
+    trained(6)(ready, '', version)
+    version.status = ['RUNNING', 'RUNNING', 'COMPLETE']
+    assert say('train')[0] == 0 and len(ready.calls('SaveKernel')) == 1, 'it was followed, not pushed again'
+
+
+def test_names_from_the_server_are_not_trusted(ready, say, tmp_path):
+    ready.kernels['alice/vlmtemporal-01-dataset'] = [Version({}, ['COMPLETE'])]
+    for name in ('../../escaped', '/tmp/escaped', 'run/../../escaped'):
+        ready.kernels['alice/vlmtemporal-01-dataset'][0].output = {name: b'x', 'status.json': b'{}'}
+        code, _, err = say('pull', '1', 'out')
+        assert code == 2 and 'no name for a file' in err, err
+    assert not list(tmp_path.rglob('escaped')) and not (tmp_path/'out').exists()
+
+
+def test_pull_replaces_only_what_it_made(ready, say, tmp_path):
+    left = Version({}, ['COMPLETE'], output={'report/a.html': b'x'})
+    ready.kernels['alice/vlmtemporal-03-eval'] = [left]
+    (tmp_path/'mine').mkdir()
+    (tmp_path/'mine/thesis.tex').write_text('...')
+    code, _, err = say('pull', '3', 'mine')
+    assert code == 2 and 'is there already' in err and (tmp_path/'mine/thesis.tex').exists()
+    assert say('pull', '3', 'new')[0] == 0 and say('pull', '3', 'new')[0] == 0
+
+
+def test_a_broken_adapter_is_not_pulled(ready, say, tmp_path):
+    left = Version({}, ['COMPLETE'], output=files_of(bundled_adapter(), 'run/adapter/'))
+    left.output['run/adapter/adapter_model.safetensors'] = b'cut short'
+    ready.kernels['alice/vlmtemporal-02-train'] = [left]
+    assert say('pull', '2', 'out')[0] == 2 and not (tmp_path/'out').exists()
+    code, out, _ = say('status')
+    assert code == 0 and 'left no status.json' in out and 'recordings: there' in out
+
+
+def test_without_package_or_credentials(say, env, tmp_path):
+    (tmp_path/'kaggle.py').write_text("raise ImportError(name='kaggle')")
+    path = os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')])
+    code, _, err = say('status', PYTHONPATH=path)
+    assert code == 2 and "pip install 'vlmtemporal[kaggle]'" in err
+    env.pop('KAGGLE_KEY')
+    code, _, err = say('status')
+    assert code == 2 and 'kaggle.com/settings' in err, err
+
+
+RUN = """
+import sys, nbformat
+from nbclient import NotebookClient
+notebook = nbformat.read(sys.argv[1], 4)
+NotebookClient(notebook, timeout=1200, kernel_name='python3', resources=dict(metadata=dict(path=sys.argv[2]))).execute()
+for cell in notebook.cells: print(*(o.get('text') or '' for o in cell.get('outputs', ())), sep='')
+"""
+
+
+def really(folder):
+    "A kernel that runs what is pushed, with what is attached, in a process and folders of its own."
+    def run(kaggle, kernel, version):
+        place = folder/f'version{len(kaggle.kernels[kernel])}'
+        for name in ('input', 'working', 'home'): (place/name).mkdir(parents=True)
+        kaggle.lay_out(version.body, place/'input')
+        (place/'pushed.ipynb').write_text(version.body['text'])
+        version.status = ['RUNNING']
+        threading.Thread(target=end, args=(version, place), daemon=True).start()
+    def end(version, place):
+        env = os.environ | dict(VLMTEMPORAL_INPUTS=str(place/'input'), VLMTEMPORAL_WORK=str(place/'working'),
+                                HOME=str(place/'home'), KAGGLE_KERNEL_RUN_TYPE='Batch')
+        command = [sys.executable, '-c', RUN, place/'pushed.ipynb', place/'working']
+        r = subprocess.run(command, env=env, capture_output=True, text=True)
+        version.log, version.message = (r.stdout + r.stderr).splitlines(keepends=True), r.stderr[-300:]
+        version.output = files_of(place/'working')
+        version.status = ['COMPLETE' if r.returncode == 0 else 'ERROR']
+    return run
+
+
+@pytest.mark.skipif(not CHECK, reason='takes minutes: `make kaggle-check`')
+def test_three_commands_for_real(kaggle, say, videos, tmp_path):
+    "Recordings of the user, the notebook as it is pushed, an adapter that was trained on them."
+    kaggle.run = really(tmp_path/'there')
+    assert say('setup', '--data', videos)[0] == 0
+    code, out, err = say('train', '--model', 'tiny', '--set', 'max_steps=4', '--set', 'max_clips=16', '--json')
+    assert code == 0 and json.loads(out)['step'] == 4, err
+    code, out, err = say('pull', '--json')
+    assert code == 0 and [*json.loads(out)['adapters'].values()] == ['loads onto tiny'], err
+    adapter = Adapter.load(tmp_path/'outputs/kaggle/02_train'/next(iter(json.loads(out)['adapters'])))
+    assert {'pick', 'pack', 'tape'} <= set(adapter.taxonomy.names)

@@ -13,8 +13,9 @@ from vlmtemporal.checkpoints import MARKER, last_checkpoint
 from vlmtemporal.loading import load_model
 from vlmtemporal.memory import Measured
 from vlmtemporal.publishing import merge, publish
+from vlmtemporal.runtime import Runtime
 from vlmtemporal.shards import Shards
-from vlmtemporal.train import fit
+from vlmtemporal.train import fit, train_here
 from vlmtemporal.trainer import TrainConfig, make_trainer, train_config
 
 KILLS = int(os.environ.get('VLMTEMPORAL_KILLS', 1)) # ten take some minutes
@@ -160,8 +161,11 @@ def test_two_processes_train_as_one(cli, shards, tmp_path):
     shared = options('max_steps=3', 'save_steps=2', 'micro_batch=2', 'accumulation=2', 'learning_rate=0.002',
                      'lora_dropout=0')
     assert cli('train', shards, tmp_path/'one', *shared)[0] == 0
-    code, text, err = cli('train', shards, tmp_path/'two', *shared, '--processes', 2)
-    assert code == 0 and text.count('3 steps') == 1, err
+    config, work, said = train_config(settings=shared[1::2]), tmp_path/'work', []
+    here = Runtime('local', False, (shards,), work, tmp_path)
+    assert train_here(here, None, 'tiny', config, processes=2, say=said.append).steps == 3
+    assert sum('3 steps in' in line for line in said) == 1, said
+    (work/'run').rename(tmp_path/'two')
     one, two = history(tmp_path/'one'), history(tmp_path/'two')
     assert len(two) == 3 and all(abs(a['loss'] - b['loss']) < 1e-4*a['loss'] for a, b in zip(one, two)), (one, two)
     last = last_checkpoint(tmp_path/'two')
@@ -170,6 +174,12 @@ def test_two_processes_train_as_one(cli, shards, tmp_path):
     code, text, err = cli('train', shards, tmp_path/'two', *shared, '--processes', 2)
     assert code == 2 and not text and err.count('error:') == 1
     assert 'holds a run already' in err and 'Traceback' not in err
+
+    for gone in ('adapter', 'checkpoints/checkpoint-3'): shutil.rmtree(tmp_path/'two'/gone)
+    here = Runtime('local', False, (shards, tmp_path/'two'), work, tmp_path)
+    run = train_here(here, None, 'tiny', config, say=said.append) # the next session has one GPU
+    assert run.resumed_from == 2 and any('the checkpoint is of 2 processes' in line for line in said)
+    assert all(abs(a['loss'] - b['loss']) < 1e-4*a['loss'] for a, b in zip(one, run.history, strict=True))
 
 
 def test_the_curve_goes_where_it_is_wanted(shards, tmp_path, monkeypatch):

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from .backbones import (bundled_model, fingerprint, is_bundled, is_local, model_name, read_tensors,
-                                   weights_fingerprint)
+from .backbones import (bundled_model, fingerprint, is_bundled, is_fingerprint, is_local, model_name,
+                                   read_tensors, weights_fingerprint)
 from .basics import (BadInput, VLMTemporalWarning, atomic_dir, file_hash, read_json, write_json,
                                 write_text)
 from .frames import FrameSpec
@@ -311,7 +311,7 @@ def _check_base(adapter: Adapter, config, model: str | Path):
     "Raises `BadInput` unless the base is the adapter's; see `Adapter.check_base`."
     refuse_merged(model)
     this, name = fingerprint(config), model_name(model)
-    if adapter.fingerprint == this: return _warn_of_other_weights(adapter, model)
+    if is_fingerprint(adapter.fingerprint, config): return _warn_of_other_weights(adapter, model)
     prints = f'(fingerprints {adapter.fingerprint[:12]} and {this[:12]})'
     if adapter.base == name:
         raise BadInput(f'was trained on another {name} than this one {prints}', adapter.path,

@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['SIDE', 'BACKBONES', 'Backbone', 'list_backbones', 'bundled_model', 'is_bundled', 'model_name', 'find_mounted',
-           'default_model', 'resolve_model', 'model_config', 'fingerprint', 'Tensor', 'read_tensors',
+           'default_model', 'resolve_model', 'model_config', 'fingerprint', 'is_fingerprint', 'Tensor', 'read_tensors',
            'weights_fingerprint', 'public_name', 'is_local']
 
 # %% ../nbs/02b_backbones.ipynb #2e0e5090
 import hashlib, json, os, re, warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
 from .basics import BadInput, VLMTemporalWarning, json_hash, read_json
 from .kernels import show_as_videos
+from .runtime import here
 
 # %% ../nbs/02b_backbones.ipynb #3f35c752
 SIDE = 336 # pixels: frames are not shown larger than SIDE x SIDE
@@ -78,27 +79,26 @@ def model_name(model: str | Path) -> str:
     "A model's name as it is kept: the bundled one's is `tiny`, whatever it was called when it was used."
     return 'tiny' if str(model) == 'twin' else str(model)
 
-# %% ../nbs/02b_backbones.ipynb #8e2cd9c0
-def _model_type(config: Path) -> str | None:
-    "What a config.json says that it is; None when it is nobody's."
-    try: return json.loads(config.read_text()).get('model_type')
-    except (ValueError, OSError, AttributeError): return None
-
 # %% ../nbs/02b_backbones.ipynb #8d022a52
 def find_mounted(
     model_type: str = 'qwen2_5_vl',
-    root: str | Path = '/kaggle/input',
+    root: str | Path | None = None, # where to look; None: in all that is attached
+    billions: float = 3.4,          # parameters, about
 ) -> Path | None:
-    "The first mounted checkpoint of that type, wherever it lies."
-    configs = sorted(Path(root).rglob('config.json')) if Path(root).is_dir() else []
-    return next((c.parent for c in configs if _model_type(c) == model_type), None)
+    "The attached checkpoint of that type, wherever it lies; raises `BadInput` when there are several of that size."
+    place = here() if root is None else replace(here(), inputs=(Path(root),))
+    fit = [m for m in place.found('model') if m.facts['model_type'] == model_type and not m.facts['merged']]
+    return place.choose('model', None, model_type, billions, quiet=True).path if fit else None
 
 # %% ../nbs/02b_backbones.ipynb #72f287a5
 def default_model() -> str:
-    "What this machine can work with: a mounted or downloadable 3B model on a GPU, `tiny` on a CPU."
+    "What this machine can work with: a 3B model, attached or of the Hub, on a GPU, `tiny` on a CPU. Raises `BadInput`."
     import torch
     if not torch.cuda.is_available(): return 'tiny'
-    return str(find_mounted() or BACKBONES['qwen2.5-vl'].hub_id)
+    if mounted := find_mounted(): return str(mounted)
+    place = here()
+    if place.kind == 'kaggle' and not place.internet(): place.choose('model') # says what is to be added
+    return BACKBONES['qwen2.5-vl'].hub_id
 
 # %% ../nbs/02b_backbones.ipynb #c8c01d7a
 def resolve_model(
@@ -147,6 +147,15 @@ def _shape(config, old_names: dict[str, str]) -> dict:
 def fingerprint(config) -> str:
     "Hash of a configuration's architecture, wherever the checkpoint lies and whichever version read or wrote it."
     return json_hash([config.model_type, _shape(config.text_config, {}), _shape(config.vision_config, _OLD_NAMES)])
+
+# %% ../nbs/02b_backbones.ipynb #59b62917
+def is_fingerprint(
+    known: str, # what an adapter remembers
+    config,     # of a model
+) -> bool:
+    "Is this the hash of that architecture, by today's rule or as it was written under an older transformers?"
+    vision = _shape(config.vision_config, _OLD_NAMES) | dict.fromkeys(_OLD_NAMES)
+    return known in (fingerprint(config), json_hash([config.model_type, _shape(config.text_config, {}), vision]))
 
 # %% ../nbs/02b_backbones.ipynb #5f8e27f9
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['app', 'Json', 'Seed', 'Workers', 'Root', 'Built', 'BuiltOrSplit', 'Video', 'Start', 'Trusted', 'Model', 'Base',
            'Adapter', 'Words', 'Trained', 'Sampler', 'Seconds', 'Fps', 'K', 'Roi', 'Context', 'Config', 'Set', 'Clips',
-           'MaxClips', 'Trust', 'with_settings', 'init', 'twin', 'sample', 'study', 'build', 'check', 'view',
-           'normalise', 'export', 'train', 'preflight', 'calibrate', 'merge', 'publish', 'eval', 'ablate', 'lopo',
-           'predict', 'analyze', 'serve', 'demo', 'doctor', 'renamed', 'main']
+           'MaxClips', 'DryRun', 'DataSet', 'KaggleModel', 'Hours', 'Chosen', 'Fresh', 'Trust', 'with_settings', 'init',
+           'twin', 'sample', 'study', 'build', 'check', 'view', 'normalise', 'export', 'train', 'preflight',
+           'calibrate', 'merge', 'publish', 'eval', 'ablate', 'lopo', 'predict', 'analyze', 'serve', 'demo', 'doctor',
+           'kaggle_setup', 'kaggle_push', 'kaggle_train', 'kaggle_status', 'kaggle_pull', 'renamed', 'main']
 
 # %% ../nbs/04e_cli.ipynb #3dd97461
 import inspect, json, os, sys
@@ -468,9 +469,11 @@ def train(
     processes: Annotated[int, _count('--processes', 1, 64, "GPUs that train together: 2 on Kaggle's T4 x2.")] = 1,
 ):
     "Fine-tune with QLoRA; checkpoints every 50 steps; survives being killed."
+    from vlmtemporal.borrowed import end_with_parent
     from vlmtemporal.shards import find_split
     from vlmtemporal.train import fit, launch, train_config
-    from vlmtemporal.trainer import check_run
+    from vlmtemporal.trainer import check_run, rank
+    end_with_parent()
     wanted = train_config(config, settings or ())
     if processes > 1 and 'RANK' not in os.environ:
         check_run(wanted, len(find_split(shards, 'train')), processes)
@@ -480,21 +483,26 @@ def train(
     if not run.finished:
         typer.echo(f'stopped after step {run.steps} of {run.of}{resumed}; a checkpoint is saved: '
                    'run the same with --resume')
-        raise typer.Exit(1 if run.asked else 0)
+        raise typer.Exit(1 if run.asked and not rank() else 0) # the first process is waited for
     typer.echo(f"{run.steps} steps in {run.seconds:.0f} s{resumed}, loss {run.history[-1]['loss']:.3f}; "
                f"adapter in {run.adapter}")
 
 # %% ../nbs/04e_cli.ipynb #d18b4d66
 @app.command()
+@with_settings
 def preflight(
     shards: Built,
     model: Model = 'tiny',
+    config: Config = None,
+    settings: Set = None,
     vram: Annotated[float, _number('--vram', 1, 10**4, "GB on the card's label.")] = 16.,
     as_json: Json = False,
 ):
     "Will it fit, and how is it fastest? Memory on paper, then real optimiser steps."
-    from vlmtemporal.train import preflight
-    p = preflight(shards, model, vram)
+    from vlmtemporal.borrowed import end_with_parent
+    from vlmtemporal.train import preflight, train_config
+    end_with_parent()
+    p = preflight(shards, model, vram, train_config(config, settings or ()))
     measured = f'{p.measured.peak:.2f} GiB measured' if p.measured.peak else 'memory is not measured on a CPU'
     advice = (f'train with --micro-batch {p.micro_batch} --accumulation {p.accumulation} '
               f'--gradient-checkpointing {str(p.gradient_checkpointing).lower()}')
@@ -784,6 +792,170 @@ def doctor(as_json: Json = False):
     found = examine()
     def shown(value): return ', '.join(f'{a} {b}' for a, b in value.items()) if isinstance(value, dict) else value
     _emit(as_json, found, '\n'.join(f'{name:16} {shown(value)}' for name, value in found.items()))
+
+# %% ../nbs/04e_cli.ipynb #6b05053d
+_kaggle = typer.Typer(name='kaggle', no_args_is_help=True, rich_markup_mode='markdown', help="""
+Train on Kaggle's free GPUs, with nothing by hand. Once, make a token at kaggle.com/settings ("API") and put it into
+`~/.kaggle/access_token`; then, in a clone of this repository:
+
+`vlmtemporal kaggle setup --data DIR` sends the wheel and your recordings, as private data sets;
+
+`vlmtemporal kaggle train` pushes chapter 2, shows its log, and pushes again until the training is done;
+
+`vlmtemporal kaggle pull` fetches the adapter and loads it.
+""")
+app.add_typer(_kaggle)
+
+DryRun = Annotated[bool, typer.Option('--dry-run', help='Show what would be sent; send nothing.')]
+DataSet = Annotated[str | None, typer.Option(
+    '--data', help="A data set at Kaggle, OWNER/SLUG; 'twin' for drawn sessions; the one `setup` made when absent.")]
+KaggleModel = Annotated[str | None, typer.Option('--model', help=(
+    "A model at Kaggle, OWNER/MODEL/FRAMEWORK/VARIATION/VERSION; a Hub id; or 'tiny', which needs no GPU. "
+    'Qwen2.5-VL-3B when absent.'))]
+Hours = Annotated[float | None, _number('--hours', .05, 12, 'Stop in good order after so long.')]
+Chosen = Annotated[list[str] | None, typer.Option(
+    '--set', help="Any other setting of the chapter's first cells, name=value; may be repeated.")]
+Fresh = Annotated[bool, typer.Option('--fresh', help="Begin anew: do not attach the chapter's own last version.")]
+
+# %% ../nbs/04e_cli.ipynb #a2c1ea8b
+def _tell(line: str): typer.echo(line, err=True)
+
+def _parcels(data: Path | None, wheels: Path | None, dry: bool) -> list:
+    "What is to be sent. Raises `BadInput` for recordings that cannot be trained on."
+    from vlmtemporal.recordings import FILE
+    from vlmtemporal.uploads import checked, clone, recordings_parcel, wheels_parcel
+    root = checked(data, dry, _tell) if data else None
+    found = [wheels_parcel(clone(), wheels)]
+    if root and dry and not (root/FILE).exists() and not any(root.glob('U[0-9]*/annotation')):
+        _tell(f'{root}: `setup` would write a {FILE} first, as `vlmtemporal init {root}` does')
+        return found
+    return found + ([recordings_parcel(root)] if root else [])
+
+# %% ../nbs/04e_cli.ipynb #3ac0cb18
+@_kaggle.command('setup')
+def kaggle_setup(
+    data: Annotated[Path | None, typer.Option(
+        help='The folder of your recordings, as `init` takes it; only wheels are sent when absent.')] = None,
+    wheels: Annotated[Path | None, typer.Option(
+        file_okay=False, exists=True, help="A folder of what Kaggle's image lacks, instead of the index.")] = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+):
+    """Send the wheel and the recordings, as private data sets of yours; what has not changed is not sent again.
+
+    The folder is checked first, as training will read it. One without a recordings.yaml gets one, as `init` does."""
+    from vlmtemporal.account import log_in
+    from vlmtemporal.uploads import metadata, send
+    account = log_in()
+    found = [dict(metadata(p, account.user), holds=p.hashes, is_private=True,
+                  sent=not dry_run and send(account, p, _tell)) for p in _parcels(data, wheels, dry_run)]
+    lines = [f"{f['id']}, private: " + ('would be sent' if dry_run else 'sent' if f['sent'] else 'there already')
+             for f in found]
+    _emit(as_json, dict(user=account.user, dry_run=dry_run, data_sets=found),
+          '\n'.join([*lines, *([] if dry_run else ['next: vlmtemporal kaggle train'])]))
+
+# %% ../nbs/04e_cli.ipynb #0f641ba5
+def _request(account, chapter: str, data, model, hours, settings, fresh):
+    "What is pushed. Raises `BadInput`."
+    from vlmtemporal.pushing import chapter_of, request
+    from vlmtemporal.uploads import clone
+    return request(clone(), chapter_of(chapter), account.user, data, model, hours, settings or (), fresh)
+
+def _show_request(asked, as_json: bool):
+    "The request, and what it sets."
+    injected = next((''.join(c['source']) for c in asked.notebook['cells'] if c['id'] == 'injected'), '')
+    value = dict(metadata=asked.metadata, set=injected, cells=len(asked.notebook['cells']))
+    _emit(as_json, value, '\n'.join([json.dumps(asked.metadata, indent=2), *(['', injected] if injected else [])]))
+
+# %% ../nbs/04e_cli.ipynb #947f9657
+@_kaggle.command('push')
+def kaggle_push(
+    chapter: Annotated[str, typer.Argument(help='0 to 4, or its name: sampling, dataset, train, eval, serve.')],
+    data: DataSet = None,
+    model: KaggleModel = None,
+    hours: Hours = None,
+    settings: Chosen = None,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+):
+    """Push one chapter's notebook; it runs, and what it leaves is attached to the chapters after it.
+
+    No file of the repository is changed. Whatever Kaggle could not attach is an error here."""
+    from vlmtemporal.account import log_in
+    from vlmtemporal.remote import push
+    account = log_in()
+    asked = _request(account, chapter, data, model, hours, settings, fresh)
+    if dry_run: return _show_request(asked, as_json)
+    done = push(account, asked)
+    value = dict(kernel=done.kernel, version=done.version, url=done.url)
+    _emit(as_json, value, f'version {done.version} runs: {done.url}')
+
+# %% ../nbs/04e_cli.ipynb #1b99c439
+@_kaggle.command('train')
+def kaggle_train(
+    data: DataSet = None,
+    model: KaggleModel = None,
+    hours: Hours = None,
+    settings: Chosen = None,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+):
+    """Push chapter 2, follow its log, and push again until the training is finished.
+
+    A session ends after 12 hours at most; the next one goes on from the last checkpoint. Ctrl-C leaves the run going:
+    the same command follows it again. $VLMTEMPORAL_KAGGLE_PAUSE: seconds between two looks, 15 when absent."""
+    from vlmtemporal.account import log_in
+    from vlmtemporal.remote import train
+    account = log_in()
+    asked = _request(account, 'train', data, model, hours, settings, fresh)
+    if dry_run: return _show_request(asked, as_json)
+    try: done = train(account, asked, _tell)
+    except KeyboardInterrupt:
+        _tell('\nthe run goes on at Kaggle: `vlmtemporal kaggle train` follows it again, `... status` looks once')
+        raise typer.Exit(130) from None
+    _emit(as_json, dict(kernel=asked.kernel, step=done.step, of=done.of, line=done.line),
+          f'trained, {done.step} steps\nnext: vlmtemporal kaggle pull')
+
+# %% ../nbs/04e_cli.ipynb #f41b7da4
+@_kaggle.command('status')
+def kaggle_status(as_json: Json = False):
+    "Your data sets and the newest version of every chapter; how far the training is."
+    from vlmtemporal.account import log_in
+    from vlmtemporal.remote import status
+    found = status(log_in())
+    sets = found['data_sets'].items()
+    lines = [f'{found["user"]}/{name}: {"there" if there else "not there"}' for name, there in sets]
+    for c in found['chapters']:
+        said = [c['status'], f'version {c["version"]}' if 'version' in c else '', c.get('message', ''),
+                c.get('progress', {}).get('line', ''), c.get('url', '')]
+        lines.append(f'{c["chapter"]}: {", ".join(filter(None, said))}')
+    _emit(as_json, found, '\n'.join(lines))
+
+# %% ../nbs/04e_cli.ipynb #84ea56c1
+@_kaggle.command('pull')
+def kaggle_pull(
+    chapter: Annotated[str, typer.Argument(help='0 to 4, or its name.')] = 'train',
+    out: Annotated[Path | None, typer.Argument(
+        help='A new folder, or one that `pull` made; outputs/kaggle/NN_name when absent.')] = None,
+    model: Annotated[str | None, typer.Option(
+        help='The base of the adapter, a folder or a Hub id, to load the adapter onto; the small one is here.')] = None,
+    everything: Annotated[bool, typer.Option('--all', help='Checkpoints and shards, too.')] = False,
+    as_json: Json = False,
+):
+    """Fetch what the newest run of a chapter left, and load the adapter that is in it.
+
+    The folder is whole or not there; its pulled.json has the SHA-256 of every file."""
+    from vlmtemporal.account import log_in
+    from vlmtemporal.pushing import chapter_of
+    from vlmtemporal.remote import pull
+    account, chapter = log_in(), chapter_of(chapter)
+    out = out or Path('outputs/kaggle')/chapter
+    found = pull(account, chapter, out, model, everything, _tell)
+    lines = [f'{out}: {len(found["files"])} files of version {found["version"]}',
+             *(f'adapter: {out/name}' for name in found['adapters'])]
+    _emit(as_json, dict(folder=str(out), **found), '\n'.join(lines))
 
 # %% ../nbs/04e_cli.ipynb #11fb9baf
 _OLD_COMMANDS = dict(failures='ablate')

@@ -10,7 +10,6 @@ import os, platform, shutil, sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from .backbones import find_mounted
 from .basics import Picture, VLMTemporalError, cache_dir, check_number, write_json
 from .dataset import build
 from .eval import Figure, Result, Section, Table, calibrate, evaluate, package_version, save_result
@@ -18,6 +17,7 @@ from .frames import FrameSpec
 from .inspection import check, plot_sessions
 from .loading import compute_dtype
 from .recordings import sessions
+from .runtime import here
 from .sampling import compare_samplers
 from .study import Study, study
 from .train import Run, TrainConfig, fit, plot_loss
@@ -50,7 +50,8 @@ def examine() -> dict:
     return dict(python=platform.python_version(), platform=platform.platform(), cores=os.cpu_count(),
                 gpu=_cards() or None, computes_in=str(compute_dtype()).removeprefix('torch.'),
                 video=_decoder(), ffmpeg=_encoder(),
-                kaggle='KAGGLE_KERNEL_RUN_TYPE' in os.environ, mounted_model=str(find_mounted() or '') or None,
+                kaggle='KAGGLE_KERNEL_RUN_TYPE' in os.environ,
+                mounted_model=next((str(m.path) for m in here().found('model')), None),
                 cache=str(cache_dir()), packages={p: package_version(p) for p in PACKAGES})
 
 # %% ../nbs/04d_demo.ipynb #c0f843df

@@ -10,7 +10,7 @@ import shutil, tempfile
 from pathlib import Path
 
 from .adapters import Adapter
-from .backbones import BACKBONES, fingerprint, is_local, model_config
+from .backbones import BACKBONES, is_fingerprint, is_local, model_config
 from .basics import BadInput, VLMTemporalError, atomic_dir, markdown_table, read_json, write_text, writing
 from .kernels import quiet
 from .loading import load_model
@@ -181,7 +181,7 @@ def _check_whole(adapter: Adapter):
     if is_local(adapter.base): return
     try: config, _ = model_config(adapter.base)
     except BadInput: return
-    if fingerprint(config) == adapter.fingerprint: adapter.check_weights(config)
+    if is_fingerprint(adapter.fingerprint, config): adapter.check_weights(config)
 
 # %% ../nbs/02f_publishing.ipynb #d66c57e4
 def publish(

@@ -17,13 +17,13 @@ from statistics import median
 from typing import Any
 from urllib.parse import quote
 
-import av
 import cv2
 import numpy as np
 from jinja2 import Environment
 from markupsafe import Markup
 
 from .basics import BadInput, Picture, json_hash, progress, read_json, shown, write_text
+from .decoding import open_container
 from .operations import Segment, Taxonomy, fill_gaps
 from .recordings import folder_of, sessions
 from .sessions import Session, person
@@ -147,7 +147,7 @@ def _plays(path: Path, info: VideoInfo) -> bool:
     "Does every browser play this file?"
     codec = info.codec.removeprefix('lib').removeprefix('vpx-')
     if codec not in _PLAYED.get(path.suffix.lower(), ()): return False
-    with av.open(str(path), metadata_errors='replace') as container:
+    with open_container(str(path)) as container:
         context = container.streams.video[0].codec_context
         return context.pix_fmt in ('yuv420p', 'yuvj420p')
 
