@@ -17,7 +17,7 @@ from .engine import Analysis, Engine
 from .labels import SUFFIXES, write_labels
 from .openpack import person
 from .recordings import VIDEO_SUFFIXES, session_of, sessions
-from .runtime import Runtime
+from .runtime import Runtime, is_named
 from .sampling import SampledClip, plot_samplers
 from .video import open_video
 
@@ -29,7 +29,7 @@ def videos_here(
 ) -> list[Path]:
     "The attached videos. Raises `BadInput` when there are none, or several sets of recordings."
     loose = [] if data == 'twin' or place.found('recordings') else place.found('videos')
-    loose = [f for f in loose if data is None or str(data).lower() in f'{f.path}/'.lower()]
+    loose = [f for f in loose if is_named(f.path, data)]
     if loose:
         inside = [[f.path] if f.path.is_file() else sorted(f.path.rglob('*')) for f in loose]
         return [p for some in inside for p in some if p.suffix.lower() in VIDEO_SUFFIXES]

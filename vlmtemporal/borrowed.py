@@ -18,7 +18,7 @@ from .backbones import default_model, is_bundled
 from .basics import BadInput, VLMTemporalError, read_json
 from .dataset import build
 from .recordings import default_spec, folder_of
-from .runtime import Runtime, scan
+from .runtime import Runtime, is_named, scan
 from .shards import Shards, find_split, source_hash
 from .trainer import LINES
 
@@ -61,7 +61,7 @@ def model_here(
     if model is not None and is_bundled(str(model)): return 'tiny'
     check_gpu(place)
     if model is not None and Path(model).is_dir(): return str(model)
-    found = [f for f in place.found('model') if model is None or str(model).lower() in str(f.path).lower()]
+    found = [f for f in place.found('model') if is_named(f.path, model)]
     hub = model is not None and re.fullmatch(r'[\w-][\w.-]*/[\w.-]+', str(model))
     if hub and not found: return _on_hub(str(model), place)
     if not found and model is None and place.kind != 'kaggle': return _usual(place)
@@ -101,8 +101,7 @@ def _training_shards(place: Runtime, data: str | None, sampler: str | None) -> l
 def _attached_shards(place: Runtime, data: str | None, sampler: str | None) -> Shards | None:
     "The shards to train on. Raises `BadInput`, which lists them, when there are several and no run says which."
     found = _training_shards(place, data, sampler)
-    if data == 'twin': found = [s for s in found if s.generator]
-    elif data is not None: found = [s for s in found if str(data).lower() in f'{s.path}/'.lower()]
+    found = [s for s in found if (s.generator if data == 'twin' else is_named(s.path, data))]
     if len(found) > 1: found = [s for s in found if s.hashes in _trained_on(place)] or found
     if len(found) < 2: return found[0] if found else None
     raise BadInput(f'{len(found)} data sets are attached: {", ".join(str(s.path) for s in found)}', 'data',

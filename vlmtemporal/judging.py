@@ -18,7 +18,7 @@ from .dataset import build
 from .evaluation import evaluate, holds_frames, sessions_of_split
 from .report import save_result
 from .results import Result
-from .runtime import Runtime
+from .runtime import Runtime, is_named
 from .shards import Shards, find_split
 
 # %% ../nbs/03j_judging.ipynb #7ed548b0
@@ -59,7 +59,7 @@ def tested_here(
     max_clips: int | None = None, # at most so many a side, where shards are built
 ) -> tuple[Path, Path | None]:    # shards; the recordings, where there are any
     "Shards with the adapter's frames and a test split. Raises `BadInput` when there are none, or several."
-    paths = [f.path for f in place.found('shards') if data is None or str(data).lower() in f'{f.path}/'.lower()]
+    paths = [f.path for f in place.found('shards') if is_named(f.path, data)]
     found = [] if data == 'twin' else _side(paths, adapter)
     if len(found) > 1:
         said = ', '.join(str(s.path.parent) for s in found)

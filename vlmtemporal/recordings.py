@@ -636,7 +636,7 @@ def taxonomy_of(
     return Taxonomy(name, tuple(Operation(i + 1, n) for i, n in enumerate(rows)), null or 'Nothing')
 
 # %% ../nbs/01h_recordings.ipynb #3476175a
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Proposal:
     "What `init` understood of a folder."
     project: Project
@@ -645,6 +645,7 @@ class Proposal:
     said: tuple[str, ...]       # how people, split and taxonomy were found
     questions: tuple[str, ...]  # what is open
     problems: tuple[str, ...]   # what must be mended first
+    def __repr__(self): return f'{len(self.rows)} recordings, {len(self.problems)} problems'
     def _repr_markdown_(self) -> str:
         parts = [markdown_table(list(self.head), [list(r) for r in self.rows]), '\n'.join(f'- {s}' for s in self.said)]
         if self.questions: parts += ['Open:', '\n'.join(f'- {q}' for q in self.questions)]
