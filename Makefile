@@ -2,6 +2,7 @@
 # make test    lint, every notebook and every test
 # make lint    ruff on modules, tests, benches, tools and notebooks; mypy on the modules
 # make kaggle-check   Kaggle at length: pushed notebooks run for real, against a stub
+# make serve-check    chapter 4 at length: the server under load, hostile files, image and Space installed
 # make setup   only the environment; the others call it by themselves
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ NOTEBOOKS := $(sort $(wildcard nbs/*.ipynb))
 # threads that wait should sleep: where something else runs, they are in its way
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo lint test kaggle-check export notebooks readme bench
+.PHONY: setup demo lint test kaggle-check serve-check export notebooks readme bench
 setup: $(STAMP)
 
 $(STAMP): settings.ini setup.py
@@ -44,6 +45,10 @@ KAGGLE_NEWEST ?= .kaggle/newest
 kaggle-check: setup $(KAGGLE_PYTHON) $(KAGGLE_NEWEST)
 	KAGGLE_PYTHON=$(abspath $(KAGGLE_PYTHON)) KAGGLE_NEWEST=$(abspath $(KAGGLE_NEWEST)) VLMTEMPORAL_KAGGLE_CHECK=1 \
 	  OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s $$(grep -l VLMTEMPORAL_KAGGLE_CHECK tests/test_*.py)
+
+# what `make test` does of the server, and what takes minutes
+serve-check: setup
+	VLMTEMPORAL_SERVE_CHECK=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s $$(grep -l VLMTEMPORAL_SERVE_CHECK tests/test_*.py)
 
 .kaggle/bin/python:
 	$(PYTHON_3_12) -m venv .kaggle

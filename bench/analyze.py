@@ -35,11 +35,11 @@ def main():
     model = a.model or ('tiny' if a.tokenizer is None else str(Path(tempfile.gettempdir())/'qwen3b-random'))
     if a.tokenizer and not a.model: full_size(Path(model), a.tokenizer)
     info = open_video(a.video).info
-    engine = Engine(model, 'none', 'logistics')
+    engine = Engine(model, 'none', 'logistics', batch=a.batch)
     work = [Segment(n, i*7., i*7. + 7) for i, n in enumerate(LOGISTICS.names)]
     engine.prior = TimelinePrior(Grammar.learn([work], LOGISTICS))
     engine.predict(a.video)
-    found = engine.analyze(a.video, a.stride, batch=a.batch)
+    found = engine.analyze(a.video, a.stride)
     times = info.duration/found.seconds
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     memory = f'{torch.cuda.max_memory_allocated()/2**30:.1f}' if torch.cuda.is_available() else '-'

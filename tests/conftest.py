@@ -1,10 +1,14 @@
 "Shared by all tests: the repository's root, the mock data, the command line in a process of its own."
-import os, subprocess, sys
+import os, signal, subprocess, sys, threading
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+
+# who starts the tests in the background of a shell has Ctrl-C ignored by them and by all their children
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope='session')

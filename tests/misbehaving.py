@@ -43,6 +43,12 @@ def refuses_at_length(path, limits, whole): raise BadInput('x'*10**7, 'y'*10**7,
 
 def grows(path, limits, whole): return bytearray(2*limits.memory)
 
+def spoils(path, limits, whole):
+    Grey.size = 1, 1
+    guard._LINE = 0
+    os.environ['PYTHONPATH'] = ''
+    raise BadInput('is spoilt', path)
+
 def writes(path, limits, whole): os.write(os.open(f'{path}.written', os.O_CREAT | os.O_WRONLY), b'x')
 
 def hoards(path, limits, whole): return [open(os.devnull) for _ in range(1000)] # noqa: SIM115

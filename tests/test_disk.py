@@ -1,14 +1,14 @@
 "A disk that is full, a quota, a folder that is read-only: one sentence, nothing half-written, what was there is kept."
 import errno, json, os, resource, shutil, subprocess, tempfile
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from vlmtemporal import api, publishing
+from null_server import NullEngine
+from vlmtemporal import api, intake, publishing
 from vlmtemporal.adapters import Adapter, Calibration
 from vlmtemporal.basics import CannotWrite, Picture, VLMTemporalError, atomic_dir, file_hash, write_json
 from vlmtemporal.inspection import export_llava, write_samples
@@ -199,12 +199,13 @@ def test_a_picture_that_finds_no_room_is_missed(tmp_path):
 
 
 @pytest.mark.parametrize('where', ['the form is read', 'the file is copied', 'the folder is made'])
-def test_an_upload(where, monkeypatch):
+def test_an_upload(where, monkeypatch, tmp_path):
     "The server has no room: that is no fault of the client's, and no 500."
+    folder = intake.ServerFolder(tmp_path)
     def full(*_, **__): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if where == 'the form is read': monkeypatch.setattr(tempfile.SpooledTemporaryFile, 'write', full)
     if where == 'the file is copied': monkeypatch.setattr(api.shutil, 'copyfileobj', full)
-    if where == 'the folder is made': monkeypatch.setattr(api.tempfile, 'mkdtemp', full)
-    client = TestClient(api.create_app(SimpleNamespace(place=nullcontext)))
+    if where == 'the folder is made': monkeypatch.setattr(intake.tempfile, 'mkdtemp', full)
+    client = TestClient(api.create_app(NullEngine(), folder=folder))
     answer = client.post('/predict', files=dict(video=('clip.mp4', b'0'*100)))
     assert answer.status_code == 507 and answer.json()['detail'].startswith('the server has no room'), answer.text

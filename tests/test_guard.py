@@ -36,16 +36,23 @@ def with_decoder(name): return type('Guarded', (GuardedVideo,), dict(decoder=f'm
 
 
 def children() -> set[int]:
-    "Processes that this one has started and that are still there, dead or alive."
-    return {int(p) for task in Path('/proc/self/task').iterdir() for p in (task/'children').read_text().split()}
+    "Processes that this one and its nurse have started and that are still there, dead or alive, but for the nurse."
+    nurse, found, todo = module._nursery and module._nursery.process.pid, set(), ['self']
+    while todo:
+        for task in Path(f'/proc/{todo.pop()}/task').iterdir():
+            new = {int(p) for p in (task/'children').read_text().split()}
+            todo += [str(p) for p in new if p == nurse]
+            found |= new
+    return found - {nurse}
 
 
 def descriptors() -> int: return len(os.listdir('/proc/self/fd'))
 
 
 @pytest.fixture(autouse=True)
-def nothing_stays():
+def nothing_stays(importable):
     "After every test: no process more, no descriptor more."
+    module.prepare_decoding()
     gc.collect()
     before = children(), descriptors()
     yield
@@ -87,7 +94,8 @@ AT_ONCE = dict(hangs=(TIME, 'gives nothing for 3 s'), spins=(TIME, 'gives nothin
                is_killed=(TIME, 'more than the memory that there is'), ends=(TIME, 'crashes on it'),
                fails=(TIME, 'fails on it .ZeroDivisionError.'),
                refuses=(TIME, 'holds no video; give one  .31mthat does$'),
-               refuses_at_length=(TIME, 'y{400}: x{400}; z{400}$'), grows=(MEMORY, 'needs more than 256 MiB of memory'),
+               refuses_at_length=(Limits(time=30), 'y{400}: x{400}; z{400}$'),
+               grows=(MEMORY, 'needs more than 256 MiB of memory'),
                hoards=(TIME, 'OSError'))
 
 @pytest.mark.parametrize('name', AT_ONCE)
@@ -226,6 +234,8 @@ def test_nothing_is_left_of_two_hundred(any_file):
     before = descriptors()
     with ThreadPoolExecutor(2) as pool: list(pool.map(one, range(200)))
     gc.collect()
+    deadline = time.monotonic() + 5
+    while children() and time.monotonic() < deadline: time.sleep(.05)
     assert not children() and descriptors() <= before
     assert threading.active_count() < 20
 
@@ -361,3 +371,49 @@ def test_the_child_imports_little():
     loaded = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True).stdout.split()
     assert not {'torch', 'transformers', 'matplotlib', 'scipy', 'pandas', 'PIL', 'tqdm'} & set(loaded)
     assert module.__name__ in loaded
+
+
+forks = pytest.mark.skipif(not module._can_fork(), reason='children are started here, not forked')
+
+@forks
+def test_a_child_costs_little_and_knows_nothing_of_another(any_file):
+    "Each is forked from a process that has opened no file, with nothing but its own pipes and memory."
+    with_decoder('Grey')(any_file).close()
+    nurse, pids = module._at_hand().process.pid, set()
+    opened = [os.readlink(p) for p in Path(f'/proc/{nurse}/fd').iterdir()]
+    assert not any(str(any_file) in name or 'memfd' in name for name in opened), opened
+    def used(): return sum(map(int, Path(f'/proc/{nurse}/stat').read_text().rsplit(')')[-1].split()[11:13]))
+    before, videos = used(), [with_decoder('Grey')(any_file) for _ in range(4)]
+    assert used() - before < 20, 'clock ticks: 50 ms each'
+    for video in videos:
+        child, = video._children.all
+        files = [os.readlink(p) for p in Path(f'/proc/{child.process.pid}/fd').iterdir()]
+        assert sum('memfd' in name for name in files) <= 2 and not any('socket' in name for name in files), files
+        pids.add(child.process.pid)
+    assert len(pids) == 4
+    for video in videos: video.close()
+
+
+@forks
+def test_what_a_child_changes_is_gone_with_it(any_file):
+    "The second one answers as if there had been no first."
+    with pytest.raises(BadInput): with_decoder('spoils')(any_file, TIME)
+    video = with_decoder('Grey')(any_file)
+    assert len(video) == 100 and video.read([3])[0, 0, 0, 0] == 3
+
+
+@forks
+def test_a_nurse_that_is_gone_is_replaced(any_file):
+    with_decoder('Grey')(any_file).close()
+    first = module._at_hand().process
+    first.kill()
+    first.wait()
+    assert len(with_decoder('Grey')(any_file)) == 100 and module._at_hand().process.pid != first.pid
+
+
+def test_where_nothing_can_be_forked_children_are_started(any_file, monkeypatch):
+    monkeypatch.setattr(module, '_can_fork', lambda: False)
+    video = with_decoder('Grey')(any_file)
+    child, = video._children.all
+    assert isinstance(child.process, subprocess.Popen) and video.read([3])[0, 0, 0, 0] == 3
+    with pytest.raises(BadInput, match='crashes'): with_decoder('crashes')(any_file, TIME)

@@ -169,7 +169,6 @@ OPTIONS = {
     'ablate V out': {'--clips': '-1', '--max-clips': '0', '--seeds': '0 nan', '--workers': '0'},
     'lopo V out': {'--clips': '-1', '--max-clips': '-1', '--workers': '0'},
     'twin out': {'--subjects': '0 -1 1.5 100', '--sessions': '0', '--boxes': '0 nan'},
-    'serve': {'--port': '0 -1 65536 8000.5 nan'},
     'demo out': {'--steps': '0 -1 1.5'},
 }
 
@@ -183,6 +182,13 @@ def test_a_refused_option_leaves_nothing(typed, tmp_path, command, monkeypatch):
             done = command(*typed.split(), option, value)
             refused(done, f'{option}: ', 'is not allowed; give a ', 'number from ', value.lstrip('-0.') or '0')
     assert list(tmp_path.iterdir()) == []
+
+
+SERVE = dict(port='-1 65536 8000.5 nan', places='0 -1 1.5', max_mib='0 -1 nan inf', log='loud')
+
+@pytest.mark.parametrize(('setting', 'value'), [(s, v) for s, values in SERVE.items() for v in values.split()])
+def test_a_server_that_cannot_be_is_refused(setting, value, command):
+    refused(command('serve', f'--{setting.replace("_", "-")}', value), f'error: {setting}: ', 'is not allowed; give ')
 
 
 NOTHING = object() # in the place of what a refused call must not even look at
@@ -226,11 +232,9 @@ def test_no_function_takes_what_is_no_number_of_its(what, tmp_path, monkeypatch)
 
 
 def test_what_lets_nothing_through_is_refused(mock, tmp_path):
-    from vlmtemporal.api import create_app
-    from vlmtemporal.serve import serve
-    for limits in (dict(at_once=0), dict(at_once=-1), dict(max_bytes=0), dict(max_bytes=math.nan)):
-        with pytest.raises(BadInput, match='is not allowed'): create_app(NOTHING, **limits)
-    with pytest.raises(BadInput, match='port: 0 is not allowed'): serve('nowhere', port=0)
+    from vlmtemporal.intake import ServerSettings
+    for limits in (dict(places=0), dict(decoding=-1), dict(max_mib=0), dict(max_mib=math.nan), dict(port=65536)):
+        with pytest.raises(BadInput, match='is not allowed'): ServerSettings(**limits)
     for kinds in ((), ('',), ('boundary', 'nonsense')):
         with pytest.raises(BadInput, match='use some of boundary'): build(mock, tmp_path/'out', kinds=kinds)
     assert not (tmp_path/'out').exists()

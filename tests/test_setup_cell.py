@@ -151,9 +151,9 @@ import sys
 from importlib import import_module
 from pathlib import Path
 import vlmtemporal
-for name in ('gradio', 'fastapi', 'uvicorn', 'starlette', 'multipart', 'python_multipart'): sys.modules[name] = None
+for name in ('gradio', 'fastapi', 'uvicorn', 'starlette', 'multipart', 'prometheus_client'): sys.modules[name] = None
 for p in sorted(Path(vlmtemporal.__file__).parent.glob('*.py')):
-    if p.stem not in ('__init__', '_modidx', 'api'): import_module(f'vlmtemporal.{p.stem}')
+    if p.stem not in ('__init__', '_modidx', 'api', 'gate'): import_module(f'vlmtemporal.{p.stem}')
 from vlmtemporal import serve
 serve._version = lambda package: '5.50.0'
 try: serve.serve()

@@ -10,7 +10,6 @@ __all__ = ['WIDE', 'MANY', 'HEAD', 'ROUND', 'ROUNDS', 'HEADS', 'DECODERS', 'Pred
 import copy, threading, time, warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from heapq import heapify, heappop, heappush
@@ -723,7 +722,6 @@ def answer_batches(
     taxonomy: Taxonomy,
     decoder: str = 'constrained', # one of `DECODERS`
     batch: int = 8,               # clips at a time
-    turn: AbstractContextManager = nullcontext(), # held while the model works
     **options,                    # of the decoder
 ) -> Iterator[tuple[list[Example], list[Prediction]]]: # each batch and its answers, in order
     "Answer about any number of clips; the next batch is made ready meanwhile. Raises `BadInput` for no clip at a time."
@@ -736,7 +734,7 @@ def answer_batches(
         some, inputs = pool.submit(prepare).result()
         while some:
             coming = pool.submit(prepare)
-            with turn: predictions = DECODERS[decoder](loaded, some, taxonomy, inputs=inputs, **options)
+            predictions = DECODERS[decoder](loaded, some, taxonomy, inputs=inputs, **options)
             yield some, predictions
             some, inputs = coming.result()
 

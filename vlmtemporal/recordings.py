@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FILE', 'VIDEO_SUFFIXES', 'Recording', 'ClipSettings', 'Project', 'propose_split', 'project_of', 'folder_of',
-           'sessions', 'protocol_of', 'get_split', 'default_spec', 'session_of', 'taxonomy_of', 'Proposal',
-           'project_text', 'look', 'init']
+           'sessions', 'protocol_of', 'get_split', 'default_spec', 'session_of', 'videos_below', 'taxonomy_of',
+           'Proposal', 'project_text', 'look', 'init']
 
 # %% ../nbs/01h_recordings.ipynb #76cc6845
 import difflib, json, re, unicodedata, warnings
@@ -503,6 +503,12 @@ def _videos(folder: Path, files: Sequence[Path]) -> list[Path]:
     pictures = [p for p in files if p.suffix.lower() in ('.jpg', '.jpeg', '.png') and parse_stamp(p.stem) is not None]
     folders = {_frame_folder(p, folder) for p in pictures}
     return sorted({p for p in files if p.suffix.lower() in VIDEO_SUFFIXES} | folders)
+
+def videos_below(
+    folder: str | Path,
+) -> list[Path]: # sorted; hidden ones are left out
+    "The video files and the folders of frames below a folder."
+    return _videos(Path(folder), _files_of(Path(folder)))
 
 # %% ../nbs/01h_recordings.ipynb #b304679a
 def _label_files(

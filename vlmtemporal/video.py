@@ -22,7 +22,7 @@ from PIL import Image
 
 from .basics import BadInput, VLMTemporalWarning, atomic_path, check_number, program_error
 from .decoding import VideoFile
-from .guard import GuardedVideo
+from .guard import GuardedVideo, Stop
 from .sources import Limits, Video, VideoInfo, describe, runs, scaled, within
 
 # %% ../nbs/00f_video.ipynb #138f9080
@@ -166,6 +166,7 @@ def _open_folder(path: str, limits: Limits, whole: bool) -> FrameFolder:
 class _GuardedFolder(GuardedVideo):
     "A folder of frames whose pictures are decoded in a child process."
     decoder = 'vlmtemporal.video:_open_folder'
+    def _bytes(self, enough): return self.info.width*self.info.height*3
     def digest(self): return _digest([p for _, p in stamped_pictures(self.info.path)[0]])
 
 # %% ../nbs/00f_video.ipynb #4cd6b5bf
@@ -189,18 +190,20 @@ def open_video(
     limits: Limits = Limits(),  # the most that a file may ask for
     whole: bool = False,        # decode all of a file now, however large, to know what is damaged
     trusted: bool = True,       # False: decode in a child process, where it can do no harm
+    stop: Stop | None = None,   # ends that process early
 ) -> Video:
     "Open a source, whatever it is. Raises `BadInput` when it cannot be used; warns of what is wrong with it."
     path = Path(path)
     try: is_there = path.exists()
     except OSError: is_there = False # no system takes such a name
     if not is_there: raise BadInput('no such video', path, 'check the path')
-    if path.is_dir(): return _told(FrameFolder(path, limits, whole) if trusted else _GuardedFolder(path, limits, whole))
+    if path.is_dir():
+        return _told(FrameFolder(path, limits, whole) if trusted else _GuardedFolder(path, limits, whole, stop))
     if not path.is_file(): raise BadInput('is neither a file nor a folder', path, 'give a video file')
     size = _check_file(path)
     video: Video
     if trusted: video = _open_file(path, limit or 60 + size/1e6, limits, whole)
-    else: video = GuardedVideo(path, replace(limits, time=limit or limits.time), whole)
+    else: video = GuardedVideo(path, replace(limits, time=limit or limits.time), whole, stop)
     return _told(video)
 
 def _told(video: Video) -> Video:
