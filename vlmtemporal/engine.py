@@ -206,42 +206,11 @@ class _Seeing(_Asked):
         with turn(self._decoding, ticket), ticket.stage('decode'), _blamed(video, ticket), ticket.on_cancel(stop):
             return self.sample(video, start, False, UPLOAD_LIMITS, sampler, stop)
 
-# %% ../nbs/04b_engine.ipynb #ec17f347
+# %% ../nbs/04b_engine.ipynb #e9a09f07
 _AHEAD = 2 # groups of windows that wait while one is answered
 
-class Engine(_Seeing):
-    """A loaded model that answers about videos. An adapter brings its taxonomy, frames and grammar along, also when it
-    was merged into the model.
-
-    Raises `BadInput` when the model or the adapter cannot be loaded, or do not belong together."""
-    def __init__(self,
-        model: str | Path = 'tiny',
-        adapter: Adapter | str | Path | None = None, # what `fit` wrote; 'none'; when absent the model's own, if any
-        taxonomy: str | Path | None = None,          # a name or a taxonomy.yaml; the adapter's, else 'logistics'
-        spec: FrameSpec | None = None,               # the adapter's, else the default
-        queue: int = 16,                             # requests that may wait or run
-        batch: int = 8,                              # clips that are answered at once
-        decoding: int = 4,                           # videos that are decoded at once
-    ):
-        super().__init__(model, adapter, taxonomy, spec, queue, batch, decoding)
-    def answer(self,
-        clip: SampledClip,             # what `sample` gave
-        decoder: str = 'constrained',  # or 'generate'
-        ticket: Ticket | None = None,
-    ) -> Prediction:
-        "What is done in these frames, exactly when, and what comes next."
-        name, ticket = f'{Path(clip.video).stem}@{clip.start:g}s', ticket or Ticket()
-        example = Example(name, clip.frames, clip.indices, None, f'{next(_requests)}', clip.start, clip.n_frames,
-                          fps=clip.spec.fps)
-        return replace(result(self.ask([example], ticket, decoder)[0], ticket), warnings=clip.warnings)
-    def predict(self,
-        video: str | Path,
-        start: float = 0.,            # seconds into the video
-        decoder: str = 'constrained', # or 'generate'
-        trusted: bool = True,         # False: the video is decoded in a child process
-    ) -> Prediction:
-        "`answer` about what `sample` chooses."
-        return self.answer(self.sample(video, start, trusted), decoder)
+class _Reading(_Seeing):
+    "A model that is asked about many windows."
     def _answers(self, windows: Iterator[Example], ticket: Ticket) -> Iterator[tuple[list[float], list[Prediction]]]:
         "The windows' starts and answers, in groups of a batch; others are cut while one is answered."
         name, flying = f'{next(_requests)}', deque[tuple[list[float], list[Future]]]()
@@ -257,6 +226,10 @@ class Engine(_Seeing):
         finally:
             for _, futures in flying:
                 for f in futures: f.cancel()
+
+# %% ../nbs/04b_engine.ipynb #803ce082
+class _Following(_Reading):
+    "A model that reads a video."
     def _read(self, source: Video, spec: FrameSpec, stride: float, ticket: Ticket, trusted: bool) -> Iterator[Progress]:
         "Read a video in windows."
         begin, duration = time.perf_counter(), source.info.duration
@@ -291,6 +264,41 @@ class Engine(_Seeing):
             with _blamed(video, ticket, trusted):
                 source = open_video(video, limits=limits, trusted=trusted, stop=stop)
             yield from self._read(source, spec, stride, ticket, trusted)
+
+# %% ../nbs/04b_engine.ipynb #ec17f347
+class Engine(_Following):
+    """A loaded model that answers about videos. An adapter brings its taxonomy, frames and grammar along, also when it
+    was merged into the model.
+
+    Raises `BadInput` when the model or the adapter cannot be loaded, or do not belong together."""
+    def __init__(self,
+        model: str | Path = 'tiny',
+        adapter: Adapter | str | Path | None = None, # what `fit` wrote; 'none'; when absent the model's own, if any
+        taxonomy: str | Path | None = None,          # a name or a taxonomy.yaml; the adapter's, else 'logistics'
+        spec: FrameSpec | None = None,               # the adapter's, else the default
+        queue: int = 16,                             # requests that may wait or run
+        batch: int = 8,                              # clips that are answered at once
+        decoding: int = 4,                           # videos that are decoded at once
+    ):
+        super().__init__(model, adapter, taxonomy, spec, queue, batch, decoding)
+    def answer(self,
+        clip: SampledClip,             # what `sample` gave
+        decoder: str = 'constrained',  # or 'generate'
+        ticket: Ticket | None = None,
+    ) -> Prediction:
+        "What is done in these frames, exactly when, and what comes next."
+        name, ticket = f'{Path(clip.video).stem}@{clip.start:g}s', ticket or Ticket()
+        example = Example(name, clip.frames, clip.indices, None, f'{next(_requests)}', clip.start, clip.n_frames,
+                          fps=clip.spec.fps)
+        return replace(result(self.ask([example], ticket, decoder)[0], ticket), warnings=clip.warnings)
+    def predict(self,
+        video: str | Path,
+        start: float = 0.,            # seconds into the video
+        decoder: str = 'constrained', # or 'generate'
+        trusted: bool = True,         # False: the video is decoded in a child process
+    ) -> Prediction:
+        "`answer` about what `sample` chooses."
+        return self.answer(self.sample(video, start, trusted), decoder)
     def analyze(self,
         video: str | Path,
         stride: float = 1.,                   # seconds between windows
