@@ -1,16 +1,21 @@
 "What a stranger found who tried to break the server."
 import os
 import socket
+import tempfile
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
 from fastapi.testclient import TestClient
+from starlette.applications import Starlette
 
+from vlmtemporal import intake
 from vlmtemporal.api import create_app
 from vlmtemporal.app import mount
 from vlmtemporal.batching import Busy
 from vlmtemporal.engine import Engine
-from vlmtemporal.gate import Server, uvicorn_config
+from vlmtemporal.gate import Bounded, Server, Visitors, uvicorn_config
 from vlmtemporal.intake import ServerFolder, ServerSettings, sweep
 from vlmtemporal.jobs import Jobs
 from vlmtemporal.serve import _bound
@@ -88,3 +93,31 @@ def test_a_job_without_a_thread_gives_everything_back(monkeypatch):
 def test_answers_do_not_wait_for_an_acknowledgement():
     "asyncio switches Nagle's delay, 40 ms an answer, off on sockets that say they are TCP."
     with _bound(ServerSettings(port=0)) as taken: assert taken.proto == socket.IPPROTO_TCP
+
+
+@pytest.mark.parametrize('own', [False, True])
+def test_only_a_process_of_its_own_ends_with_the_server(own):
+    "A server in a notebook's thread must not take the notebook along."
+    settings = ServerSettings(port=0, drain_seconds=.1, log='none')
+    fallen, visitors = threading.Event(), Visitors()
+    app = Bounded(Starlette(), settings, visitors)
+    server = Server(uvicorn_config(app, settings), settings, visitors, lambda: None, fallen.set if own else None)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started: time.sleep(.02)
+    server.should_exit = True
+    thread.join(10)
+    assert not thread.is_alive() and fallen.wait(4 if own else 3) is own
+
+
+def test_uploads_are_noted_once_by_whoever_asks(monkeypatch):
+    "A notebook has its own copy of the page's functions; the newest notes, and none warns."
+    route_utils = pytest.importorskip('gradio').route_utils
+    monkeypatch.setattr(route_utils, 'NamedTemporaryFile', tempfile.NamedTemporaryFile)
+    intake.note_uploads()
+    with monkeypatch.context() as copy:
+        copy.setattr(intake, '_NAMED', type(intake._NAMED)('another', default=None))
+        intake.note_uploads()
+        with intake.unfinished_removed(): begun = route_utils.NamedTemporaryFile(delete=False)
+        begun.close()
+        assert not os.path.exists(begun.name)

@@ -107,7 +107,7 @@ def test_an_adapter_comes_along(tmp_path):
     (mine/'secret.txt').write_text('mine')
     made = room.space(tmp_path/'out', adapter=mine, title='Packing: "mine"')
     assert (made/'adapter'/'adapter_model.safetensors').is_file() and not (made/'adapter'/'secret.txt').exists()
-    assert "serve('tiny', HERE/'adapter', server_settings())" in (made/'app.py').read_text()
+    assert "serve('tiny', HERE/'adapter', server_settings(), ends=True)" in (made/'app.py').read_text()
     assert yaml.safe_load((made/'README.md').read_text().split('---')[1])['title'] == 'Packing: "mine"'
 
 

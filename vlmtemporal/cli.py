@@ -979,7 +979,7 @@ def serve(
     from vlmtemporal.serve import serve
     chosen = server_settings(os.environ, **settings)
     typer.echo(f'loading {model}; then http://{chosen.host}:{chosen.port}', err=True)
-    serve(model, adapter, chosen, live)
+    serve(model, adapter, chosen, live, ends=True)
 
 # %% ../nbs/04j_cli.ipynb #5f57cae5
 @app.command()

@@ -7,7 +7,7 @@ __all__ = ['Visitors', 'Bounded', 'client_of', 'Placed', 'key_of', 'Keyed', 'Met
            'Mannerly', 'Server', 'uvicorn_config']
 
 # %% ../nbs/04f_gate.ipynb #9253804c
-import asyncio, hmac, json, logging, os, re, secrets, threading, time
+import asyncio, hmac, json, logging, re, secrets, threading, time
 from base64 import b64decode
 from collections import Counter
 from collections.abc import Callable
@@ -336,9 +336,9 @@ _CANNOT = 'the page cannot use this request'
 class Server(uvicorn.Server):
     "uvicorn's, with an end."
     def __init__(self, config: uvicorn.Config, settings: ServerSettings, visitors: Visitors, close: Callable[[], None],
-                 remove: Callable[[], object] = lambda: None): # what lies on disk
+                 fall: Callable[[], object] | None = None): # ends the process, where it is the server's own
         super().__init__(config)
-        self.settings, self.visitors, self.close, self.remove = settings, visitors, close, remove
+        self.settings, self.visitors, self.close, self.fall = settings, visitors, close, fall
         self.idle: dict[Any, tuple[Any, float]] = {} # connection -> its last request, since when
         self.stuck: dict[Any, tuple[int, float]] = {} # connection -> bytes that it does not take, since when
     def over(self):
@@ -349,17 +349,16 @@ class Server(uvicorn.Server):
     def hang_up(self):
         "Also on those who do not listen."
         for connection in list(self.server_state.connections): connection.transport.abort()
-    def fall(self):
+    def arm(self, fall: Callable[[], object]):
         "The end, whatever else is going on."
-        self.remove()
-        os._exit(1)
+        last = threading.Timer(self.settings.drain_seconds + 2, fall)
+        last.daemon = True
+        last.start()
     async def startup(self, sockets=None):
         anyio.to_thread.current_default_thread_limiter().total_tokens = 40 + self.settings.places # 40 are for the page
         await super().startup(sockets)
     async def shutdown(self, sockets=None):
-        last = threading.Timer(self.settings.drain_seconds + 2, self.fall)
-        last.daemon = True
-        last.start()
+        if self.fall: self.arm(self.fall)
         asyncio.get_running_loop().call_later(self.settings.drain_seconds, self.over)
         self.visitors.end(all=False)
         await super().shutdown(sockets)

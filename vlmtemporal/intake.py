@@ -181,15 +181,16 @@ def note_uploads():
     "Let Gradio's uploads be noted. Warns where its version writes them in another way."
     from gradio import route_utils
     named = getattr(route_utils, 'NamedTemporaryFile', None)
-    if getattr(named, 'noted', False): return
-    if named is not tempfile.NamedTemporaryFile:
+    noted_in = getattr(named, 'noted', None)
+    if noted_in is _NAMED: return
+    if noted_in is None and named is not tempfile.NamedTemporaryFile:
         return warnings.warn('unfinished uploads of the page stay until the server ends: this version of Gradio writes '
                              'them in another way', VLMTemporalWarning, stacklevel=2)
     def noted(*args, **kwargs):
         file = tempfile.NamedTemporaryFile(*args, **kwargs) # noqa: SIM115, Gradio closes it
         if (names := _NAMED.get()) is not None: names.append(file.name)
         return file
-    noted.noted = True # type: ignore[attr-defined]
+    noted.noted = _NAMED # type: ignore[attr-defined]
     route_utils.NamedTemporaryFile = noted
 
 # %% ../nbs/04d_intake.ipynb #347c6c7d

@@ -7,6 +7,9 @@ __all__ = ['check_serving', 'create_server', 'warn_if_open', 'serve']
 
 # %% ../nbs/04_serve.ipynb #d675d207
 import gc, ipaddress, os, signal, socket, sys, tempfile, threading, warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,19 +67,34 @@ def warn_if_open(settings: ServerSettings):
                   'VLMTEMPORAL_SERVE_KEYS=something-long', VLMTemporalWarning, stacklevel=2)
 
 # %% ../nbs/04_serve.ipynb #7c53c8cf
-def _settle(folder: ServerFolder):
-    "Make this process a server's."
+@contextmanager
+def _settled(folder: ServerFolder) -> Iterator[None]:
+    "This process is a server's, until the block ends."
+    places = {'TMPDIR': str(folder.path), 'GRADIO_TEMP_DIR': str(folder.path/'page')}
+    before = {name: os.environ.get(name) for name in places}, tempfile.tempdir, sys.getswitchinterval()
+    told = signal.getsignal(signal.SIGTERM) if threading.current_thread() is threading.main_thread() else None
+    os.environ.update(places)
     tempfile.tempdir = str(folder.path)
-    os.environ.update(TMPDIR=tempfile.tempdir, GRADIO_TEMP_DIR=str(folder.path/'page'))
     sys.setswitchinterval(.001)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)) # uvicorn raises it again when all have gone
+    if told is not None: signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)) # uvicorn raises it when all have gone
+    try: yield
+    finally:
+        for name, value in before[0].items(): os.environ.update({name: value}) if value else os.environ.pop(name, None)
+        tempfile.tempdir = before[1]
+        sys.setswitchinterval(before[2])
+        if told is not None: signal.signal(signal.SIGTERM, told)
+
 
 def _warm(engine: Engine):
     "Answer once, and leave the model out of every later collection of garbage."
     engine.warm_up()
     gc.collect()
     gc.freeze()
+
+def _fall(folder: ServerFolder):
+    "The end of a process whose threads will not."
+    folder.close()
+    os._exit(1)
 
 # %% ../nbs/04_serve.ipynb #eda0246f
 def _bound(settings: ServerSettings) -> socket.socket:
@@ -96,6 +114,7 @@ def serve(
     adapter: str | Path | None = None, # a folder; 'none'; the model's own when absent, which only `tiny` has
     settings: ServerSettings = ServerSettings(),
     live: str | None = None, # a camera or an address that the page may follow
+    ends: bool = False, # the process ends with the server, whatever hangs: not in a notebook
 ):
     """Serve until interrupted: the page at `/`, the API at `/predict`, its documentation at `/docs`.
     Raises `BadInput` where the extra `serve` is not installed, the address is taken, or the model cannot be loaded."""
@@ -104,11 +123,11 @@ def serve(
     warn_if_open(settings)
     taken, folder = _bound(settings), ServerFolder()
     try:
-        _settle(folder)
-        app = create_server(model, adapter, settings, folder, live=live)
-        _warm(app.state.engine)
-        print(f'ready: http://{settings.host}:{taken.getsockname()[1]}', file=sys.stderr, flush=True)
-        config, visitors, engine = uvicorn_config(app, settings), app.state.visitors, app.state.engine
-        Server(config, settings, visitors, engine.close, folder.close).run([taken])
+        with _settled(folder):
+            app = create_server(model, adapter, settings, folder, live=live)
+            _warm(app.state.engine)
+            print(f'ready: http://{settings.host}:{taken.getsockname()[1]}', file=sys.stderr, flush=True)
+            config, visitors, engine = uvicorn_config(app, settings), app.state.visitors, app.state.engine
+            Server(config, settings, visitors, engine.close, partial(_fall, folder) if ends else None).run([taken])
     except KeyboardInterrupt: pass
     finally: folder.close()

@@ -83,7 +83,7 @@ app.EXAMPLES = (
 {examples}
 )
 
-if __name__ == '__main__': serve({model!r}, {adapter}, server_settings())
+if __name__ == '__main__': serve({model!r}, {adapter}, server_settings(), ends=True)
 '''
 
 def _app(who: _Who, examples: dict[str, ExampleVideo]) -> str:
