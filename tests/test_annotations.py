@@ -1,10 +1,15 @@
 "Annotation files as other programs save them: read right where they mean one thing, else one sentence with the line."
-import shutil
+import csv, shutil
+from dataclasses import replace
 
+import numpy as np
 import pytest
+from sklearn.metrics import f1_score
 
 from vlmtemporal.basics import BadInput
-from vlmtemporal.openpack import annotation_path, read_annotation, session_of, sessions
+from vlmtemporal.metrics import openpack_f1, second_table
+from vlmtemporal.openpack import annotation_path, labels_1hz, read_annotation, session_of, sessions, write_annotation
+from vlmtemporal.operations import OPENPACK, TAXONOMIES, Operation, Segment, Taxonomy
 
 
 @pytest.fixture
@@ -56,6 +61,7 @@ REFUSED = {
     'another user': (lambda t: changed(t, user='U0101'), "line 4: the user 'U0101' contradicts .* U0108's"),
     'another session': (lambda t: changed(t, session='S0200'), "line 4: the session 'S0200' contradicts .* S0100's"),
     'an unknown id': (lambda t: changed(t, id='77'), 'line 4: unknown operation 77'),
+    "OpenPack's second null": (lambda t: changed(t, id='8200'), 'line 4: unknown operation 8200'),
     'a field of 200,000 letters': (lambda t: changed(t, actions='x'*200_000), 'line 4: cannot be read as CSV'),
     'a quotation mark left open': (lambda t: changed(t, operation='"Tape'), 'line 4: cannot be read as CSV'),
     'a NUL byte': (lambda t: changed(t, actions='a\0b'), 'line 4: holds a NUL byte'),
@@ -88,3 +94,72 @@ def test_what_could_mean_anything_is_refused(how, place, tmp_path):
         message = str(e.value)
         assert message.startswith(str(place)) and len(message.splitlines()) == 1
         assert len(message) < 300 + len(str(place))
+
+
+PACKED = [(1, Segment('Picking', 0, 4)), (1, Segment('Null', 4, 9)), (1, Segment('Close Box', 9, 12))]
+
+
+def packed(tmp_path, *changes):
+    "A file of OpenPack's own ids, changed."
+    write_annotation(file := tmp_path/'S.csv', 'U0101', 'S0100', PACKED, 1648531511.03, OPENPACK)
+    text = file.read_text()
+    for old, new in changes: text = text.replace(old, new)
+    file.write_text(text)
+    return file
+
+
+@pytest.mark.parametrize('name', ['Null', 'Exception', ''])
+def test_the_second_null_of_openpack_is_null(name, tmp_path):
+    taxonomy, rows = read_annotation(packed(tmp_path, (',8100,Null,', f',8200,{name},')))
+    assert taxonomy == OPENPACK and rows == read_annotation(packed(tmp_path))[1]
+
+
+def test_an_id_and_a_name_that_are_of_one_taxonomy(tmp_path, monkeypatch):
+    "The names say whose ids they are; an id under a name that no taxonomy has for it is refused."
+    mine = Taxonomy('mine', (Operation(100, 'Cut'), Operation(500, 'Fold'), Operation(8100, 'Nothing'),
+                             Operation(8200, 'Other')), 'Nothing')
+    monkeypatch.setitem(TAXONOMIES, 'mine', mine)
+    cut = (',100,Picking,', ',100,Cut,'), (',500,Close Box,', ',500,Fold,'), (',8100,Null,', ',8100,Nothing,')
+    taxonomy, rows = read_annotation(packed(tmp_path, *cut))
+    assert taxonomy is mine and [r.operation for r in rows] == ['Cut', 'Nothing', 'Fold']
+    own = read_annotation(packed(tmp_path, (',8100,Null,', ',8200,Other,'), *cut[:2])) # an id that is null elsewhere
+    assert own[0] is mine and [r.operation for r in own[1]] == ['Cut', 'Other', 'Fold']
+    assert read_annotation(packed(tmp_path))[0] is OPENPACK
+    for name in ('Cut', 'Close Box', 'Dance'):
+        with pytest.raises(BadInput, match=f"line 2: the id 100 is Picking, but the operation is '{name}'"):
+            read_annotation(packed(tmp_path, (',100,Picking,', f',100,{name},')))
+
+
+def test_the_official_labels_of_a_second_are_met(shared):
+    "All 1,404 rows of the sample, gaps included, and the challenge's score of the annotation is all it can be."
+    session, = sessions(shared/'openpack-sample')
+    there = session.annotation.parents[1]/'openpack-operations-1hz'/'S0500.csv'
+    official = {int(r['unixtime'])//1000: int(r['id']) for r in csv.DictReader(there.open())}
+    seconds, labels = labels_1hz(session)
+    ours = dict(zip(seconds.tolist(), (OPENPACK.operations[i].id for i in labels)))
+    assert len(official) == 1404 and {t: ours[t] for t in official} == official
+    assert min(ours) == min(official) and max(ours) - max(official) == 3 # nobody knows why theirs ends before the work
+    table = second_table(session.segments, session)
+    assert table.sum() == 1407 == table.diagonal().sum() and openpack_f1(table, OPENPACK) == 1
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_the_score_is_that_of_the_challenge(seed, mock):
+    "As openpack-toolkit computes it: null of the truth dropped, null that is predicted a miss, all others alike."
+    g = np.random.default_rng(seed)
+    session = sessions(mock)[0]
+    names = session.taxonomy.names
+    null = session.taxonomy.null
+    session = replace(session, segments=tuple(replace(s, operation=null) if g.random() < .2 else s
+                                              for s in session.segments))
+    seconds, true = labels_1hz(session)
+    guess = np.where(g.random(len(true)) < .6, true, g.integers(0, len(names), len(true)))
+    predicted = [Segment(names[i], t + .5 - session.start, t + 1.5 - session.start) for t, i in zip(seconds, guess)]
+    kept = true != session.taxonomy.index(null)
+    others = [i for i, name in enumerate(names) if name != null]
+    def differ(predicted):
+        official = f1_score(true[kept], guess[kept], labels=others, average='macro', zero_division=0)
+        return abs(openpack_f1(second_table(predicted, session), session.taxonomy) - official)
+    assert 0 < kept.mean() < 1 and differ(predicted) < 1e-12
+    guess[20:30] = guess[19] # the toolkit fills what is missing from the second before
+    assert differ(predicted[:20] + predicted[30:]) < 1e-12

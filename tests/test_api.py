@@ -377,9 +377,9 @@ def test_a_mistake_of_the_server_is_told_to_its_log_alone(tmp_path, caplog):
 
 
 @pytest.mark.parametrize('method, path, allowed', [
-    ('GET', '/predict', 'POST'), ('TRACE', '/predict', 'POST'), ('PUT', '/analyze', 'POST'), ('TRACE', '/livez', 'GET'),
-    ('POST', '/health', 'GET'), ('DELETE', '/metrics', 'GET'), ('TRACE', '/jobs/x', 'DELETE, GET'),
-    ('PATCH', '/info', 'GET')])
+    ('GET', '/predict', 'POST'), ('TRACE', '/predict', 'POST'), ('PUT', '/analyze', 'POST'),
+    ('TRACE', '/livez', 'GET, HEAD'), ('POST', '/health', 'GET'), ('DELETE', '/metrics', 'GET'),
+    ('TRACE', '/jobs/x', 'DELETE, GET'), ('PATCH', '/info', 'GET')])
 def test_another_method_is_405_with_the_ones_that_are_allowed(page, server, method, path, allowed):
     client, _ = page
     for answer in (WEB.request(method, server.url + path), client.request(method, path)):
@@ -444,6 +444,34 @@ def test_a_job_can_be_ended_and_outlives_its_connection(server):
     WEB.delete(where)
     while (job := WEB.get(where).json())['state'] == 'running': time.sleep(.02)
     assert job['state'] == 'cancelled' and server.is_free(1)
+
+
+def test_a_job_that_is_over_is_forgotten_with_its_result(server):
+    begun = post(server, '/analyze', stride=60, headers={'Prefer': 'respond-async'})
+    where = server.url + begun.headers['location']
+    while (job := WEB.get(where).json())['state'] == 'running': time.sleep(.02)
+    assert job['result'] and WEB.delete(where).json()['state'] == 'done'
+    assert WEB.get(where).status_code == WEB.delete(where).status_code == 404
+
+
+@pytest.mark.parametrize('path, known', [('/predict', 'video, start, clip_id, sampler'), ('/analyze', 'video, stride')])
+def test_a_field_that_is_misspelt_is_told(server, path, known):
+    for name, said in (('strat', 'strat: there is'), ('<b>', 'there is'), ('x'*500, 'there is')):
+        answer = post(server, path, **{name: 3})
+        assert answer.status_code == 422
+        assert answer.json()['detail'] == f'{said} no such field; the form has {known}'
+    assert server.is_free(0)
+
+
+def test_head_is_answered_by_what_watches_look_at(server, tmp_path):
+    for path in ('/livez', '/readyz'):
+        answer = WEB.head(server.url + path)
+        assert answer.status_code == 200 and not answer.content
+    class Warming(NullEngine):
+        ready = False
+    client = TestClient(create_app(Warming(), folder=ServerFolder(tmp_path)))
+    assert client.head('/livez').status_code == 200 and client.head('/readyz').status_code == 503
+    assert 'head' not in client.get('/openapi.json').json()['paths']['/livez']
 
 
 def test_jobs_are_bounded(tmp_path):

@@ -182,7 +182,8 @@ cli.main()
 def stopped(there, how, slow=1.5, again=False):
     "The exit code and stderr of a run over 3 quick and 9 slow videos, which is stopped when two are answered."
     (there/'in').mkdir()
-    for i in range(12): (there/'in'/f'{i:02}.mp4').write_text(f'{.05 if i < 3 else slow + i/1000}')
+    for i in range(12): # no two alike: what is known by its content is not asked again
+        (there/'in'/f'{i:02}.mp4').write_text(f'{(.05 if i < 3 else slow) + i/1000}')
     environment = os.environ | dict(PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]))
     run = subprocess.Popen([sys.executable, '-c', textwrap.dedent(SLOW)], cwd=there, env=environment, text=True,
                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)

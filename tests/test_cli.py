@@ -5,6 +5,8 @@ import shutil
 import pytest
 
 from vlmtemporal.basics import BadInput
+from vlmtemporal.dataset import build
+from vlmtemporal.frames import FrameSpec
 from vlmtemporal.operations import LOGISTICS
 
 
@@ -69,7 +71,7 @@ def test_preflight_and_eval(cli, shards, mock, tmp_path):
     code, out, _ = cli('preflight', shards, '--json')
     d = json.loads(out)
     assert code == 0 and d['micro_batch']*d['accumulation'] == 16 and d['seconds_per_step'] > 0
-    shutil.copytree(shards, tmp_path/'moved', ignore=shutil.ignore_patterns('scores'))
+    build(mock, tmp_path/'moved', max_clips=8, spec=FrameSpec('entropy-small'))
     asked = ('--clips', 2, '--adapter', 'tiny', '--adapter', 'none')
     code, out, err = cli('eval', tmp_path/'moved', tmp_path/'eval', *asked)
     assert code == 0, err # `tiny` learnt from other frames than these hold: they are cut from the sessions
@@ -202,7 +204,7 @@ BAD = {
     'text': ('sample', 'text.mp4'),
     'folder without frames': ('analyze', 'folder'),
     'no frame': ('sample', 'VIDEO', '--k', '0'),
-    'no port': ('serve', '--port', '0'),
+    'no port': ('serve', '--port', '65536'),
     'missing column': ('build', 'column', 'out'),
     'reversed segment': ('build', 'reversed', 'out'),
     'unknown operation': ('study', 'operation'),

@@ -32,3 +32,9 @@ def test_what_it_names_is_there():
     assert len(files) > 5 and not [f for f in links + files if not (ROOT/f).exists()]
     targets = re.findall(r'^([\w-]+):', (ROOT/'Makefile').read_text(), re.M)
     assert set(re.findall(r'make ([\w-]+)', TEXT)) <= set(targets)
+
+
+def test_the_readme_serves_after_it_has_shown_how():
+    "Limits, containers and Spaces come after the page and the API that they are about."
+    heads = re.findall(r'^## (.*)$', (ROOT/'README.md').read_text(), re.M)
+    assert heads.index('Serving') == heads.index('A page and an API') + 1

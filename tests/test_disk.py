@@ -1,5 +1,5 @@
 "A disk that is full, a quota, a folder that is read-only: one sentence, nothing half-written, what was there is kept."
-import errno, json, os, resource, shutil, subprocess, tempfile
+import errno, json, os, resource, shutil, subprocess, sys, tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 from null_server import NullEngine
 from vlmtemporal import api, intake, publishing
 from vlmtemporal.adapters import Adapter, Calibration
-from vlmtemporal.basics import CannotWrite, Picture, VLMTemporalError, atomic_dir, file_hash, write_json
+from vlmtemporal.basics import CannotWrite, Picture, VLMTemporalError, atomic_dir, file_hash, hold_alone, write_json
 from vlmtemporal.inspection import export_llava, write_samples
 from vlmtemporal.publishing import merge
 from vlmtemporal.scores import save_scores
@@ -209,3 +209,20 @@ def test_an_upload(where, monkeypatch, tmp_path):
     client = TestClient(api.create_app(NullEngine(), folder=folder))
     answer = client.post('/predict', files=dict(video=('clip.mp4', b'0'*100)))
     assert answer.status_code == 507 and answer.json()['detail'].startswith('the server has no room'), answer.text
+
+
+def test_there_is_one_lock_for_all(tmp_path):
+    "Held by a process, free when that ends, however it ends; nothing else in the package asks the system for one."
+    (path := tmp_path/'file').touch()
+    script = f'f = open({str(path)!r}); print(hold_alone(f), flush=True); input()'
+    script = f'from vlmtemporal.basics import hold_alone\n{script}'
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with subprocess.Popen([sys.executable, '-c', script], **pipes) as p:
+        assert p.stdout.readline() == 'True\n'
+        with open(path) as f:
+            assert not hold_alone(f)
+            p.kill()
+            p.wait()
+            assert hold_alone(f)
+    asking = [p.name for p in Path(api.__file__).parent.glob('*.py') if 'flock' in p.read_text()]
+    assert asking == ['basics.py']

@@ -21,7 +21,6 @@ from vlmtemporal.calibration import calibrate
 from vlmtemporal.evaluation import evaluate, evaluation_set
 from vlmtemporal.experiments import REMEDIES, SAMPLERS, LeaveOneOut, Variant, ablate, compare, leave_one_person_out
 from vlmtemporal.metrics import count_session, timeline_metrics, tiou
-from vlmtemporal.statistics import mcnemar
 from vlmtemporal.openpack import sessions
 from vlmtemporal.operations import LOGISTICS, Grammar
 from vlmtemporal.report import PHASES, Code, Section, Text, phases, save_result, write_report
@@ -129,9 +128,10 @@ def test_tables_of_operations(result):
 def test_paired(result, written):
     base, tuned = (hits(result, m) for m in result.models)
     t, = read_json(written/'results.json')['paired']
-    assert t['mcnemar']['OCA'] == mcnemar(tuned, base) and t['against'] == 'base'
+    assert 'mcnemar' not in t and t['against'] == 'base'
     d = t['differences']['all clips']['OCA']
-    assert abs(d['value'] - (np.mean(tuned) - np.mean(base))) < 1e-12 and d['low'] <= d['value'] <= d['high']
+    assert abs(d['value'] - (np.mean(tuned) - np.mean(base))) < 1e-12
+    assert d['low'] is None and d['p'] == 1, 'one session has neither'
 
 
 def test_no_nan_and_the_shape_a_card_reads(written):
@@ -319,13 +319,25 @@ def test_names_of_the_model_that_ships_in_files_of_the_first_format(result):
     assert [m['name'] for m in d['methods'][:2]] == ['base (twin)', 'twin adapter']
     read = Result.from_dict(d)
     assert [m.name for m in read.models] == ['base (tiny)', 'tiny adapter'] and not read.changed
-    with pytest.raises(BadInput, match='format 3'): Result.from_dict(d | dict(format=3))
+    with pytest.raises(BadInput, match='format 4'): Result.from_dict(d | dict(format=4))
 
 
 SHIPPED = { # file -> OCA, mIoU and AA@1 of its second model
     '101.json.gz': (0.9429097606, 0.9213250759, 0.8066298343),
     '102.json.gz': (0.9470588235, 0.9310678068, 0.8137254902),
     '103.json.gz': (0.9372693727, 0.9157535023, 0.8191881919),
+    '201.json.gz': (0.9270833333, 0.9231111095, 0.7916666667),
+    '202.json.gz': (0.9555555556, 0.9387756303, 0.8444444444),
+    '203.json.gz': (0.9479166667, 0.9521257986, 0.8020833333),
+    '204.json.gz': (0.8888888889, 0.9163911246, 0.8181818182),
+    '205.json.gz': (0.9313725490, 0.9348710807, 0.7450980392),
+    '206.json.gz': (0.9230769231, 0.9348592610, 0.7596153846),
+    '207.json.gz': (0.9047619048, 0.8855293739, 0.8095238095),
+    '208.json.gz': (0.9444444444, 0.9058991360, 0.7685185185),
+    '209.json.gz': (0.9696969697, 0.9210290536, 0.7777777778),
+    '210.json.gz': (0.8888888889, 0.9130305179, 0.7962962963),
+    '211.json.gz': (0.9047619048, 0.9301424531, 0.8380952381),
+    '212.json.gz': (0.9523809524, 0.9541804355, 0.8285714286),
     'free-101.json.gz': (0.9429097606, 0.9015971317, 0.7937384899),
     'sampler-entropy-0.json.gz': (0.8305709024, 0.8267021642, 0.6813996317),
     'sampler-entropy-1.json.gz': (0.8342541436, 0.8323788347, 0.6537753223),
@@ -341,13 +353,14 @@ SHIPPED = { # file -> OCA, mIoU and AA@1 of its second model
 
 def test_all_that_ships_is_pinned():
     names = {p.name for p in (bundled_model()/'results').glob('*.json.gz')}
-    assert names == {*SHIPPED, 'remedies.json.gz'}
+    others = 'remedies', 'robustness', 'robustness-first', 'robustness-second'
+    assert names == {*SHIPPED, *(f'{name}.json.gz' for name in others)}
 
 
 @pytest.mark.parametrize('name', SHIPPED)
 def test_what_ships_is_unchanged(name):
     r = rescore(bundled_model()/'results'/name)
-    assert not r.changed and r.provenance.migrated_from
+    assert not r.changed and (r.provenance.migrated_from or name.startswith('2')) # the newest were written as they are
     assert [m.name for m in r.models] == ['base (tiny)', 'fine-tuned (run)' if 'sampler' in name else 'tiny adapter']
     found = r.comparison.scores(r.models[1]).metrics()
     for metric, value in zip(('OCA', 'mIoU', 'AA@1'), SHIPPED[name], strict=True):
@@ -443,7 +456,8 @@ def test_compare_pairs_only_what_is_alike(result):
     rows = compare({'a': result, 'b': better, 'c': random_result(1)}).rows
     assert rows[0]['differences'] is None is rows[2]['differences'] and rows[1]['metrics']['OCA'] == 1
     d = rows[1]['differences']['OCA']
-    assert abs(d['value'] - (1 - rows[0]['metrics']['OCA'])) < 1e-12 and d['low'] > 0 and d['p'] < .05
+    assert abs(d['value'] - (1 - rows[0]['metrics']['OCA'])) < 1e-12
+    assert np.isnan(d['low']) and 'p' not in d # one session is no evidence, whatever the difference
     assert rows[1]['metrics']['Tape taken for Pack'] == 0
 
 

@@ -23,7 +23,7 @@ from vlmtemporal.shards import Example, Shards, cut, jpeg
 from vlmtemporal.train import TrainConfig, fit
 from vlmtemporal.twin import make_twin
 
-SPEC = FrameSpec(k=6, size=(112, 112), roi=WORKSPACE, context_seconds=1.)
+SPEC = FrameSpec('entropy', k=6, size=(112, 112), roi=WORKSPACE, context_seconds=1.)
 STRIDE = 2.5 # seconds between sliding clips; asked with the same, `analyze` looks at the same stretches
 
 

@@ -179,6 +179,14 @@ def test_dry_runs_send_nothing(kaggle, say, videos):
     assert say('train', '--dry-run')[0] == 0 and not kaggle.posted
 
 
+def test_dry_runs_need_no_account(kaggle, say, env, videos):
+    for name in ('KAGGLE_USERNAME', 'KAGGLE_KEY'): env.pop(name)
+    for args in (('setup', '--data', videos), ('push', '3')):
+        code, out, err = say(*args, '--dry-run', '--json')
+        assert code == 0 and 'USERNAME/vlmtemporal-' in out and 'Kaggle does not know who you are' in err, err
+    assert say('push', '3')[0] == 2 and not kaggle.posted
+
+
 @pytest.fixture
 def ready(kaggle):
     "A server that has the data sets."

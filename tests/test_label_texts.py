@@ -111,6 +111,14 @@ def test_what_has_no_length_is_set_aside_and_said(put):
         assert part in said
 
 
+def test_an_id_of_openpack_with_another_name_is_told(put):
+    def notes(rows): return [n for n in read_labels(put(f'id,operation,start,end\n{rows}')).notes if 'OpenPack' in n]
+    assert notes('100,Picking,0,2.5\n100,Dance,3,4\n') == [
+        "the id 100 is Picking in OpenPack, the operation 'Dance' is read (line 3)"]
+    assert notes('100,picking,0,2.5\n8200,Exception,3,4\n200,relocate_item_label,5,6\n') == []
+    assert notes('1,Dance,0,2.5\n2,Sing,3,4\n') == [] # ids of something else
+
+
 def test_columns_can_be_said(put):
     path = put('a,b,c,d,e\n10,20,fold,box,7\n30,40,tape,box,7\n')
     columns = dict(start='a', end='b', label='c+d', recording='e', unit='frames')

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
 
-from vlmtemporal.basics import rng
 from vlmtemporal.baselines import baselines, bigram, bigram_on_predictions
 from vlmtemporal.clips import Answer
 from vlmtemporal.metrics import (BOUNDARY_TOLERANCES, DETECTION_THRESHOLDS, OVERLAP_THRESHOLDS, boundary_counts,
@@ -14,7 +13,7 @@ from vlmtemporal.metrics import (BOUNDARY_TOLERANCES, DETECTION_THRESHOLDS, OVER
                                  timeline_metrics, timeline_report)
 from vlmtemporal.openpack import Session
 from vlmtemporal.operations import LOGISTICS, Segment
-from vlmtemporal.statistics import bootstrap, bootstrap_mean, mcnemar, paired_bootstrap
+from vlmtemporal.statistics import estimate, estimate_mean, estimate_median, paired
 
 NAMES, NULL = LOGISTICS.names, LOGISTICS.null
 TICK = 25 # a second; the timelines below lie on frames, so that the references count in integers
@@ -165,74 +164,93 @@ def test_anticipation_clips_change_strict_alone():
 
 # ---- intervals and tests ---------------------------------------------------------------------------------------------
 @pytest.mark.parametrize('seed', range(20))
-def test_bootstrap_of_a_mean_is_the_mean_s_bootstrap(seed):
+def test_the_estimate_of_a_mean_is_the_mean_s_estimate(seed):
     g = np.random.default_rng(seed)
-    x = g.normal(size=40)
-    groups = g.integers(0, int(g.choice([1, 3, 12])), 40).tolist()
-    found = bootstrap(lambda at: x[at].mean(), groups, seed, 300)
-    want = bootstrap_mean([x[np.array(groups) == h] for h in dict.fromkeys(groups)], seed, 300)
-    assert np.allclose(list(found.values()), list(want.values()), rtol=0, atol=1e-9)
+    x = g.random(60)
+    groups = g.integers(0, int(g.choice([1, 5, 12])), 60).tolist()
+    for share in (False, True):
+        found = estimate(lambda at: x[at].mean(), groups, {None} if share else ())
+        want = estimate_mean([x[np.array(groups) == h] for h in dict.fromkeys(groups)], share)
+        assert np.allclose(list(found.values()), list(want.values()), rtol=0, atol=1e-9, equal_nan=True)
 
 
-def point(values, share):
-    "The point below which this share of the sorted values lies, linear in between."
-    k, part = divmod(share*(len(values) - 1), 1)
-    return values[int(k)] + part*(values[min(int(k) + 1, len(values) - 1)] - values[int(k)])
+STUDENT = {5: 2.776445, 6: 2.570582, 7: 2.446912, 8: 2.364624} # 97.5% quantiles for so many groups, from a table
 
 
-def test_a_pooled_statistic_is_computed_anew_for_every_draw_of_sessions():
+def interval_reference(value, without, share):
+    "Low and high by the formula of page 0b, one number after another."
+    def logit(x): return math.log(x/(1 - x))
+    if share and 0 < value < 1:
+        moved = [logit(min(max(x, value/4), 1 - (1 - value)/4)) - logit(value) for x in without]
+    else: moved = [x - value for x in without]
+    n = len(without)
+    reach = STUDENT[n]*math.sqrt((n - 1)/n*sum(m*m for m in moved))
+    if share and 0 < value < 1: return [1/(1 + math.exp(-(logit(value) + s*reach))) for s in (-1, 1)]
+    return [value - reach, value + reach]
+
+
+def test_a_pooled_statistic_is_computed_anew_without_every_session():
     g = np.random.default_rng(3)
-    predicted, true, kinds, rows = random_clips(g, 30)
-    groups = [f's{i}' for i in g.integers(0, 6, 30)]
-    found = clip_report(score_clips(predicted, true, LOGISTICS, kinds, rows), groups, seed=4)
-    members = {}
-    for i, s in enumerate(groups): members.setdefault(s, []).append(i)
-    members = list(members.values())
-    drawn = rng(4, 'bootstrap').integers(0, len(members), (2000, len(members)))
-    draws = [[i for j in draw for i in members[j]] for draw in drawn]
-    drawn = [clip_reference(*([x[i] for i in at] for x in (predicted, true, kinds, rows))) for at in draws]
+    predicted, true, kinds, rows = random_clips(g, 60)
+    groups = [f's{i}' for i in [*range(6)]*10]
+    found = clip_report(score_clips(predicted, true, LOGISTICS, kinds, rows), groups)
+    def reference(at): return clip_reference(*([x[i] for i in at] for x in (predicted, true, kinds, rows)))
+    whole = reference(range(60))
+    without = [reference([i for i, s in enumerate(groups) if s != f's{k}']) for k in range(6)]
+    compared = 0
     for name, row in found.items():
-        values = sorted(x for d in drawn if not math.isnan(x := d.get(name, math.nan)))
-        assert same(row['low'], point(values, .025)) and same(row['high'], point(values, .975)), name
+        if name == 'boundary error' or row['groups'] < 6 or math.isnan(row['low']): continue
+        want = interval_reference(whole[name], [w[name] for w in without], name != 'Brier')
+        assert np.allclose([row['low'], row['high']], want, rtol=1e-5), name
+        compared += 1
+    assert compared >= 8
     plain = [i for i, k in enumerate(kinds) if k != 'anticipation']
     assert found['OCA']['clips'] == len(plain) and found['AA@1 strict']['clips'] == len(true) - len(plain)
     assert found['boundary error']['clips'] == sum((true[i].start_frame, true[i].end_frame) != (0, 124) for i in plain)
 
 
-def test_intervals_cover():
-    "A 95% interval over 30 sessions holds the true mean in about 95 of 100 experiments."
-    g, held = np.random.default_rng(0), 0
-    for i in range(200):
-        level = g.normal(0, 1, 30)
-        x = (level[:, None] + g.normal(0, 1, (30, 5))).ravel()
-        found = bootstrap(lambda at, x=x: x[at].mean(), np.repeat(np.arange(30), 5).tolist(), i, 200)
-        held += found['low'] <= 0 <= found['high']
-    assert 175 <= held <= 198
+def test_a_median_of_whole_frames_has_an_interval():
+    g = np.random.default_rng(5)
+    off = np.round((np.abs(g.standard_t(2, (8, 60)))*2*np.exp(g.normal(0, .4, (8, 1)))).ravel())
+    groups = np.repeat(range(8), 60).tolist()
+    for found in (estimate_median(off, groups), estimate(lambda at: np.median(off[at]), groups)):
+        assert found['low'] <= found['value'] <= found['high'] and found['low'] < found['high']
 
 
-def test_paired_bootstrap_sees_what_both_share():
+def test_a_group_without_items_of_a_kind_has_no_say():
+    hits = np.r_[np.tile([1., 0.], 12), np.ones(16)]
+    groups = [*np.repeat(range(6), 4), *np.repeat(range(6, 10), 4)]
+    def first_kind(at):
+        kind = at[at < 24]
+        return hits[kind].mean() if len(kind) else math.nan
+    assert estimate(first_kind, groups)['groups'] == 6
+
+
+def test_paired_sees_what_both_share():
     g = np.random.default_rng(1)
     hard = g.normal(0, 1, 60)
     groups = np.repeat(np.arange(12), 5).tolist()
     a, b = hard + g.normal(.2, .2, 60), hard + g.normal(0, .2, 60)
-    of = lambda x: lambda at: x[at].mean()
-    d = paired_bootstrap(of(a), of(b), groups)
-    wide = [bootstrap(of(x), groups) for x in (a, b)]
+    def of(*x):
+        both = np.concatenate(x)
+        return lambda at: both[at].mean()
+    d = paired(of(a, b), groups)
+    wide = [estimate(of(x), groups) for x in (a, b)]
     assert wide[0]['low'] < wide[1]['high'] and 0 < d['low'] < d['value'] < d['high'] and d['p'] < .01
-    back = paired_bootstrap(of(b), of(a), groups)
+    back = paired(of(b, a), groups)
     assert same(back['value'], -d['value']) and same(back['low'], -d['high']) and back['p'] == d['p']
-    assert paired_bootstrap(of(a), of(a), groups)['p'] == 1
-    named = paired_bootstrap(lambda at: dict(x=a[at].mean(), only=1.), lambda at: dict(x=b[at].mean()), groups)
-    assert named == dict(x=d)
+    assert paired(of(a, a), groups)['p'] == 1
 
 
-@pytest.mark.parametrize('n', range(9))
-def test_mcnemar_is_the_share_of_coin_series_as_uneven(n):
-    for k in range(n + 1):
-        a, b = np.r_[np.ones(k), np.zeros(n - k), 1, 0], np.r_[np.zeros(k), np.ones(n - k), 1, 0]
-        as_uneven = sum(abs(2*sum(coins) - n) >= abs(2*k - n) for coins in itertools.product((0, 1), repeat=n))
-        found = mcnemar(a, b)
-        assert same(found['p'], as_uneven/2**n) and (found['only_a'], found['only_b']) == (k, n - k)
+@pytest.mark.parametrize('n', range(1, 8))
+def test_p_is_the_share_of_swaps_as_far_from_zero(n):
+    g = np.random.default_rng(n)
+    a, b = g.normal(.5, 1, n), g.normal(0, 1, n)
+    signs = list(itertools.product((-1, 1), repeat=n))
+    as_far = sum(abs(np.dot(s, a - b)) >= abs((a - b).sum()) - 1e-9 for s in signs)
+    assert same(paired(lambda at: np.r_[a, b][at].mean(), range(n))['p'], as_far/2**n)
+    drawn = paired(lambda at: np.r_[a, b][at].mean(), range(n), n=2**(n - 1) - 1 or 1)['p'] # too few for all ways
+    assert 0 < drawn <= 1
 
 
 # ---- timelines -------------------------------------------------------------------------------------------------------
@@ -337,15 +355,18 @@ def f1(tp, fp, fn): return 2*tp/(2*tp + fp + fn) if tp + fp + fn else math.nan
 
 
 def average_precision(detections, truths, k):
-    "As ActivityNet's evaluation: detections (score, video, segment) of one operation against {video: segments}."
-    order, free, hits = sorted(detections, key=lambda d: -d[0]), {v: list(range(len(s))) for v, s in truths.items()}, []
+    """As ActivityNet's evaluation: detections (score, video, segment) of one operation against {video: segments}. Equal
+    scores: the earlier goes first, and points of the curve lie where the score changes."""
+    order, hits = sorted(detections, key=lambda d: (-d[0], d[2][1:])), []
+    free = {v: list(range(len(s))) for v, s in truths.items()}
     for _, video, s in order:
         found = sorted(((iou(s, truths[video][j]), -j) for j in free.get(video, [])), reverse=True)
         hits.append(bool(found) and found[0][0] >= k - 1e-9)
         if hits[-1]: free[video].remove(-found[0][1])
     n = sum(map(len, truths.values()))
     area, recall = 0., 0.
-    points = [(sum(hits[:i + 1])/n, sum(hits[:i + 1])/(i + 1)) for i in range(len(hits))]
+    changes = [i for i, d in enumerate(order) if i + 1 == len(order) or order[i + 1][0] < d[0]]
+    points = [(sum(hits[:i + 1])/n, sum(hits[:i + 1])/(i + 1)) for i in changes]
     for r, _ in points:
         if r > recall: area, recall = area + (r - recall)*max(b for a, b in points if a >= r), r
     return area
@@ -360,16 +381,16 @@ def macro_average_precision(sessions, k):
 
 
 def official(sessions):
-    "OpenPack: the label at the end of each second; null dropped; every other operation counts the same."
+    "OpenPack: the last label begun by the end of each second; null dropped; every other operation counts the same."
     pairs = []
     for true, predicted, phase in sessions:
         if not true: continue
         start = 1648515544*TICK + phase
         first, last = start + true[0][1], start + true[-1][2]
-        t, p = per_frame(true, last - start + 2*TICK), per_frame(predicted, last - start + 2*TICK)
         for second in range(first//TICK, -(-last//TICK)):
             at = (second + 1)*TICK - start
-            if t[at] not in (None, NULL): pairs.append((p[at], t[at]))
+            p, t = ([o for o, a, _ in x if a <= at][-1:] or [None] for x in (predicted, true))
+            if t[0] not in (None, NULL): pairs.append((p[0], t[0]))
     return mean([recall_and_f1(pairs, o)[1] for o in NAMES if o != NULL]) if pairs else math.nan
 
 
@@ -425,9 +446,9 @@ def test_timelines_agree_with_the_definitions(seed):
     agree(timeline_metrics(counts), timeline_reference(sessions))
 
 
-def joined(segments): # null dropped, touching ones of one operation made one
+def joined(segments): # null and empty ones dropped, touching ones of one operation made one
     out = []
-    for o, a, b in sorted((s for s in segments if s[0] != NULL), key=lambda s: (s[1], s[2])):
+    for o, a, b in sorted((s for s in segments if s[0] != NULL and s[2] > s[1]), key=lambda s: (s[1], s[2])):
         if out and out[-1][0] == o and a <= out[-1][2]: out[-1] = (o, out[-1][1], max(b, out[-1][2]))
         else: out.append((o, a, b))
     return out
@@ -450,15 +471,62 @@ def test_segments_at_any_time_and_without_duration(seed):
     edit = 1 - levenshtein([s[0] for s in a], [s[0] for s in b])/max(len(a), len(b)) if a or b else math.nan
     assert same(edit_score(p, q, NULL), edit)
     assert overlap_counts(p, q, NULL).tolist() == [list(f1_counts(a, b, k)) for k in OVERLAP_THRESHOLDS]
-    end = max((s[2] for s in true), default=math.inf)
+    end = max((s[2] for s in true if s[2] > s[1]), default=math.inf)
     seen, real = (sorted({t for s in x for t in s[1:] if 0 < t < end}) for x in (a, b))
     for tolerance, row in zip(BOUNDARY_TOLERANCES, boundary_counts(p, q, NULL).tolist()):
         tp = most_pairs(seen, real, lambda x, y, most=tolerance: abs(x - y) <= most)
         assert row == [tp, len(seen) - tp, len(real) - tp]
     scores = g.random(len(p)).tolist()
     found = mean_average_precision([match_detections(p, scores, q, LOGISTICS)])
-    for x, k in zip(found, DETECTION_THRESHOLDS, strict=True):
-        assert same(x, macro_average_precision([(true, predicted, scores)], k))
+    lasting = [(s, x) for s, x in zip(predicted, scores) if s[2] > s[1]]
+    shown = [s for s in true if s[2] > s[1]], [s for s, _ in lasting], [x for _, x in lasting]
+    for x, k in zip(found, DETECTION_THRESHOLDS, strict=True): assert same(x, macro_average_precision([shown], k))
+
+
+def test_a_segment_without_duration_is_none_anywhere():
+    "Not in the order, not as a false alarm, not as a boundary, not as a detection, and not in a table."
+    true = [Segment('Tape', 0, 4), Segment('Pack', 4, 9), Segment('Wrap', 12, 12)]
+    empty = [Segment('Wrap', 2, 2), Segment('Tape', 6, 6), Segment(NULL, 7, 7), Segment('Pack', 10, 10)]
+    truth = session_of([('Tape', 0, 4*TICK), ('Pack', 4*TICK, 9*TICK)])
+    with_empty = sorted([*truth.segments, *empty], key=lambda s: s.start)
+    for p, q in ((true[:2], true), (with_empty, true[:2])):
+        assert edit_score(p, q, NULL) == 1 and (overlap_counts(p, q, NULL) == [2, 0, 0]).all()
+        assert (boundary_counts(p, q, NULL) == [1, 0, 0]).all()
+        assert mean_average_precision([match_detections(p, [.5]*len(p), q, LOGISTICS)]).tolist() == [1, 1, 1]
+    a, b = (count_session(p, [.5]*len(p), truth) for p in (truth.segments, with_empty))
+    agree(timeline_metrics([a]), timeline_metrics([b]))
+
+
+@pytest.mark.parametrize('seed', range(60))
+def test_ties_of_iou_go_to_the_earlier_segment(seed):
+    "As the published code, which counts frames and takes argmax: times in seconds must not decide by rounding."
+    g = np.random.default_rng(seed)
+    a, gap, n = (int(x) for x in g.integers(2, 200, 3))
+    at = int(g.integers(0, 90_000)) # frames: up to an hour
+    true = [('Tape', at, at + n + a), ('Tape', at + n + a + gap, at + 2*n + 2*a + gap)]
+    both = ('Tape', at + a, at + 2*n + a + gap) # as much of either
+    rest = ('Tape', both[2] + 1, true[1][2])    # of the second
+    for fps in (25, 30, 29.97, 3):
+        p, q = ([Segment(o, x/fps, y/fps) for o, x, y in s] for s in ([both, rest], true))
+        for k in (.001, .1, .25, .5, .9):
+            assert overlap_counts(p, q, NULL, [k])[0].tolist() == list(f1_counts([both, rest], true, k))
+        assert match_detections(p, [.9, .8], q, LOGISTICS, [.001]).hits.tolist() == [[True], [True]]
+
+
+@pytest.mark.parametrize('seed', range(40))
+def test_no_order_changes_average_precision(seed):
+    "Equal scores, in any order of segments and of sessions, and split into sessions with other names."
+    g = np.random.default_rng(seed)
+    sessions = [random_pair(g) for _ in range(4)]
+    def score(order, shuffle):
+        found = []
+        for i in order:
+            t, p, x, _ = sessions[i]
+            at = shuffle(len(p))
+            found.append(match_detections([seconds(p)[j] for j in at], [x[j] for j in at], seconds(t), LOGISTICS))
+        return mean_average_precision(found)
+    expected = score(range(4), range)
+    for _ in range(5): assert np.array_equal(score(g.permutation(4), g.permutation), expected, equal_nan=True)
 
 
 @pytest.mark.parametrize('seed', range(40))
@@ -488,10 +556,10 @@ def test_timeline_intervals_hold_the_value_and_need_two_sessions():
         if len(p) > 2: sessions.append((t, p, g.random(len(p)).tolist(), 0))
     counts = [count_session(seconds(p), x, session_of(t)) for t, p, x, _ in sessions]
     groups = [f's{i}' for i in range(6)]
-    found = timeline_report(counts, groups, seed=1)
-    assert all(v['low'] <= v['value'] <= v['high'] for v in found.values())
+    found = timeline_report(counts, groups)
+    assert all(v['low'] <= v['value'] <= v['high'] for v in found.values() if 0 < v['value'] < 1 and v['groups'] > 4)
     assert found['edit']['low'] < found['edit']['high']
-    assert found == timeline_report(counts, groups, seed=1) != timeline_report(counts, groups, seed=2)
+    assert all(math.isnan(v['low']) for v in timeline_report(counts[:4], groups[:4]).values()), 'four are too few'
     assert all(math.isnan(v['low']) for v in timeline_report(counts[:1], ['s']).values())
 
 

@@ -204,7 +204,7 @@ TYPOS = [ # old, new, what is said
     ('taxonomy: taxonomy.yaml', 'taxonomy: taxonmy.yaml', 'there is no file taxonmy.yaml'),
     ('frames: 8', 'frames: 800', '800'),
     ('seconds: 5', 'seconds: 90', "'90' is not a number from 2 to 60"),
-    ('sampler: entropy', 'sampler: entropie', 'entropie'),
+    ('sampler: uniform', 'sampler: entropie', 'entropie'),
     ('train: [anna]', 'train: [anne]', "no person is called 'anne'; did you mean anna?"),
     ('val: [ben]', 'val: [anna]', 'anna is in train too'),
     ('val: [ben]', 'vale: [ben]', "unknown key 'vale'; did you mean val?"),
@@ -377,9 +377,9 @@ def test_protocols_of_a_project(folder):
     assert 'use recordings, leave-out:WHO or fold:I/K' in refusal(get_split, folder, 'specification', people)
     assert default_spec(folder) == FrameSpec()
     rewrite(folder, 'seconds: 5, fps: 25, frames: 8', 'seconds: 4, fps: 10, frames: 6')
-    rewrite(folder, 'sampler: entropy', 'sampler: uniform')
+    rewrite(folder, 'sampler: uniform', 'sampler: entropy')
     spec = default_spec(folder)
-    assert (spec.seconds, spec.fps, spec.k, spec.sampler) == (4, 10, 6, 'uniform')
+    assert (spec.seconds, spec.fps, spec.k, spec.sampler) == (4, 10, 6, 'entropy')
 
 
 def test_one_table_tells_videos_of_one_name_by_their_folders(folder):
@@ -498,3 +498,26 @@ def test_a_video_on_two_sides_is_told(tmp_path):
     entries = '- {id: a, video: v.mp4, labels: a.csv}\n- {id: b, video: ./v.mp4, labels: b.csv}\n'
     (tmp_path/FILE).write_text(f'taxonomy: logistics\nsplit: {{train: [a], test: [b]}}\nrecordings:\n{entries}')
     with pytest.warns(VLMTemporalWarning, match='is in train and test'): get_split(tmp_path, 'recordings', ['a', 'b'])
+
+
+def test_study_of_a_folder_of_videos_and_labels(folder, cli):
+    "One command on somebody's own footage: its recordings.yaml is made, and one group alone gets no interval."
+    code, out, err = cli('study', folder, '--sampler', 'flow-inverse', '--seconds', 2, '--fps', 5, '--json')
+    assert code == 0 and 'recordings.yaml' in err, err
+    found = json.loads(out, parse_constant=lambda name: pytest.fail(f'{name} is no JSON'))
+    assert (folder/'recordings.yaml').is_file() and found['unit'] == 'sessions' and 'too few' in found['ranges']
+    assert all(r['recall']['0.25']['low'] is None and 0 <= r['recall']['0.25']['mean'] <= 1 for r in found['rows'])
+    assert all(len(r['by_group']['0.25']) == found['sessions'] for r in found['rows'])
+    assert cli('study', folder, '--sampler', 'uniform', '--seconds', 2, '--fps', 5)[0] == 0, 'and the second time'
+
+
+def test_build_takes_the_sampler_of_the_project(folder, cli, tmp_path):
+    "What recordings.yaml says counts where no option says otherwise."
+    init(folder)
+    rewrite(folder, 'seconds: 5, fps: 25, frames: 8', 'seconds: 2, fps: 5, frames: 3')
+    rewrite(folder, 'sampler: uniform', 'sampler: difference')
+    for n, more in enumerate(([], ['--sampler', 'random'])):
+        code, _, err = cli('build', folder, tmp_path/f'{n}', '--workers', 1, *more)
+        assert code == 0, err
+        index = json.loads(next((tmp_path/f'{n}').glob('*/index.json')).read_text())
+        assert index['frames']['sampler'] == ['difference', 'random'][n] and index['frames']['format'] == 2

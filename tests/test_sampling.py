@@ -1,14 +1,20 @@
-"Properties of every selector, for any scores; what may guide a choice; what an import costs."
-import os, resource, subprocess, sys
+"Properties of every selector, for any scores; the specification's rule; what may guide a choice; what an import costs."
+import math, os, resource, subprocess, sys
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 
+from conftest import ROOT
 from vlmtemporal.basics import BadInput
+from vlmtemporal.frames import FrameSpec, clip_grid, cut_frames
+from vlmtemporal.openpack import sessions
 from vlmtemporal.samplers import SELECTORS, get_sampler, greedy_topk, list_samplers, mix, uniform, uniform_ends
-from vlmtemporal.scores import SCORES, score_frames, smooth
+from vlmtemporal.sampling import sample_clip
+from vlmtemporal.scores import SCORES, entropy, score_frames, score_video, smooth
+from vlmtemporal.video import ffmpeg, open_video
 
 finite = st.floats(-1e6, 1e6, width=32)
 any_scores = st.one_of(
@@ -83,6 +89,76 @@ def test_selectors_keep_their_promise(how, scores, k):
         mass /= mass[-1]
         if len(set(np.searchsorted(mass, (np.arange(k) + .5)/k).tolist())) == k:
             assert np.allclose(chosen, np.searchsorted(mass, (np.arange(k) + .5)/k))
+
+
+def by_the_specification(frames) -> list[int]:
+    "The specification's sampler, written as it reads: full pictures, eight frames, a gap of five, both ends."
+    scores: list[float] = []
+    for frame in frames:
+        grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+        counts = np.bincount(grey.ravel(), minlength=256)
+        p = counts[counts > 0]/grey.size
+        H = -(p*np.log2(p)).sum()
+        scores.append(.7*H + .3*scores[-1] if scores else H)
+    T, chosen = len(scores), {0, len(scores) - 1}
+    for i in sorted(range(T), key=lambda i: (-scores[i], i)):
+        if len(chosen) < 8 and all(abs(i - c) >= 5 for c in chosen): chosen.add(i)
+    return sorted(chosen)
+
+
+def encoded(path, w, h, seconds=6) -> object:
+    "A video whose light and content change, of any size."
+    drawn = f'mandelbrot=s={w}x{h}:r=25:maxiter=99,noise=alls=6:allf=t:all_seed=3,eq=brightness=0.1*sin(n/9):eval=frame'
+    encode = '-t', str(seconds), '-c:v', 'mpeg4', '-q:v', '3', str(path)
+    subprocess.run([ffmpeg(), '-v', 'error', '-f', 'lavfi', '-i', drawn, *encode], check=True)
+    return open_video(path)
+
+
+def clips_of(name, tmp_path):
+    "The video, and the starts of three clips of it."
+    if not isinstance(name, tuple): return sessions(ROOT/'mock_data')[name].open(), (3., 10.5, 20.)
+    return encoded(tmp_path/'odd.mp4', *name), (0., .5, .98)
+
+
+@pytest.mark.parametrize('name', [0, 7, (161, 97), (322, 241)])
+def test_entropy_gives_the_frames_of_the_specification(name, tmp_path):
+    video, starts = clips_of(name, tmp_path)
+    spec, grids = FrameSpec('entropy'), [clip_grid(video, start) for start in starts]
+    want = [by_the_specification(video.read(grid)) for grid in grids]
+    assert [sample_clip(video, start, spec).indices.tolist() for start in starts] == want
+    spans = [type('Clip', (), dict(id=f'{start:05.2f}', start=start, n_frames=125)) for start in starts]
+    assert [chosen.tolist() for _, chosen, _ in cut_frames(video, spans, spec)] == want, 'as `build` cuts them'
+    if not isinstance(name, tuple): return
+    whole = score_video(video)['entropy']
+    assert [get_sampler('entropy')(whole[grid]).tolist() for grid in grids] == want, 'of the whole video'
+
+
+def test_a_still_stretch_is_decided_by_the_last_digits():
+    "Smoothed scores come nearer and nearer to that of a still picture; in single precision they would soon be equal."
+    dark, light = (np.random.default_rng(0).integers(0, n, (40, 60, 3), np.uint8) for n in (90, 250))
+    frames = np.stack([dark]*60 + [light]*65)
+    chosen = get_sampler('entropy')(score_frames(frames)).tolist()
+    assert chosen == by_the_specification(frames) and chosen[1] > 75
+
+
+@pytest.mark.parametrize('shape', [(1, 1), (1, 3), (5, 7), (97, 161), (480, 640), (4097, 4097)])
+def test_entropy_counts_every_pixel(shape):
+    grey = np.random.default_rng(0).integers(0, 200, shape, np.uint8)//3
+    p = np.bincount(grey.ravel())/grey.size
+    assert entropy(grey) == pytest.approx(-sum(q*math.log2(q) for q in p if q), abs=1e-12)
+
+
+OLD = {0: [[0, 14, 22, 29, 38, 43, 53, 124], [0, 91, 96, 101, 107, 112, 117, 124], [0, 88, 94, 99, 106, 111, 116, 124]],
+       1: [[0, 5, 10, 15, 20, 84, 109, 124], [0, 5, 87, 102, 107, 112, 118, 124], [0, 54, 59, 73, 109, 114, 119, 124]]}
+
+
+@pytest.mark.parametrize('n', OLD)
+def test_a_recipe_of_the_first_format_gives_the_frames_of_then(n):
+    "Its `entropy` looked at thumbnails; the frames are what the version before chose on these clips."
+    stored = dict(sampler='entropy', k=8, size=[336, 336], roi=None, context_seconds=0., n_frames=125, fps=25)
+    spec, video = FrameSpec.from_dict(stored), sessions(ROOT/'mock_data')[n].open()
+    assert spec.sampler == 'entropy-small' and FrameSpec.from_dict(spec.to_dict()) == spec
+    assert [sample_clip(video, start, spec).indices.tolist() for start in (3., 10.5, 20.)] == OLD[n]
 
 
 @pytest.mark.parametrize('split', [None, 'val', 'test', 'inference', 'Train'])

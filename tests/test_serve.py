@@ -1,4 +1,5 @@
 "A real server process: prediction, limits, nothing left behind."
+import io
 import json
 import os
 import socket
@@ -7,6 +8,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -16,8 +18,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from vlmtemporal.api import create_app
+from vlmtemporal.basics import BadInput
 from vlmtemporal.engine import Engine
 from vlmtemporal.guard import GuardedVideo
+from vlmtemporal.loading import load_model
 from vlmtemporal.sources import Limits
 from vlmtemporal.video import ffmpeg
 
@@ -211,3 +215,34 @@ def test_damage_is_told(torn, client, engine, cli):
     code, out, err = cli('sample', torn, '--json')
     assert code == 0 and json.loads(out)['warnings'] == answer.json()['warnings']
     assert engine.analyze(torn, stride=5, trusted=False).warnings == tuple(answer.json()['warnings'])
+
+
+def test_the_operations_can_be_said(monkeypatch):
+    "`serve --taxonomy` gets to the engine; without it the engine gets none, and takes the adapter's."
+    from typer.testing import CliRunner
+
+    import vlmtemporal.serve as module
+    from vlmtemporal.cli import app
+    asked = []
+    class Asked:
+        def __init__(self, *args, **options):
+            asked.append(options.get('taxonomy'))
+            raise BadInput('enough')
+    monkeypatch.setattr(module, 'Engine', Asked)
+    for more in ({}, dict(taxonomy='openpack')):
+        with pytest.raises(BadInput): module.create_server(**more)
+    monkeypatch.setattr(module, 'serve', lambda *args, taxonomy, **options: asked.append(taxonomy))
+    assert CliRunner().invoke(app, ['serve', '--taxonomy', 'openpack']).exit_code == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        CliRunner().invoke(app, ['serve'], env=dict(VLMTEMPORAL_SERVE_TAXONOMY='work.yaml'))
+    assert asked == [None, 'openpack', 'openpack', 'work.yaml']
+
+
+def test_a_terminal_is_told_that_a_model_loads(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self): return True
+    for kind, said in ((Terminal, '\rloading tiny ...\r\033[K'), (io.StringIO, '')):
+        monkeypatch.setattr(sys, 'stderr', stderr := kind())
+        load_model('tiny')
+        assert said in stderr.getvalue() and ('loading' in said or not stderr.getvalue())

@@ -135,6 +135,22 @@ def test_each_iteration_of_sharpening_explains_the_votes_better(seed):
     assert np.allclose(sharpened[0][covered], (i@p)[covered]/i.sum(1, keepdims=True)[covered])
 
 
+@pytest.mark.parametrize('seed', range(8))
+def test_one_iteration_is_the_plain_mean_whatever_the_gaps(seed):
+    "Where no window covers a moment, the nearer one speaks for it; elsewhere each that covers it counts once."
+    r = rng(seed, 'gaps')
+    starts = np.cumsum(r.choice([.2, 1., 2.4, 4., 9., 31.], 30)) # s
+    p, duration = r.dirichlet(np.ones(4), 30), float(starts[-1] + r.choice([1., 5., 20.]))
+    rows = emissions(starts, p, duration)
+    for row, t in zip(rows, (np.arange(len(rows)) + .5)*STEP, strict=True):
+        far = np.maximum(np.maximum(starts - t, t - starts - CLIP_SECONDS), 0)
+        nearest = np.flatnonzero(far == far.min())
+        if far.min() and abs(np.diff(np.sort(far)[:2])[0]) < STEP: continue # half way between two
+        assert np.allclose(row, p[nearest].mean(0))
+    longer = [emissions(starts, p, duration, k) for k in (2, 16)]
+    assert all(np.isfinite(x).all() and np.allclose(x.sum(1), 1) for x in longer)
+
+
 @pytest.mark.parametrize('seed', range(4))
 def test_what_is_under_way_later(seed):
     "The chain against one that is played, its own composition, and where it comes to rest."

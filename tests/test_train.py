@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vlmtemporal import train, trainer
-from vlmtemporal.adapters import Adapter
+from vlmtemporal.adapters import Adapter, bundled_adapter
 from vlmtemporal.basics import BadInput, VLMTemporalError, VLMTemporalWarning, file_hash
 from vlmtemporal.checkpoints import MARKER, last_checkpoint
 from vlmtemporal.loading import load_model
@@ -294,7 +294,11 @@ def test_merged_into_a_checkpoint_of_its_own(whole, tmp_path):
 def test_a_merged_checkpoint_is_asked_as_its_adapter(video, tmp_path):
     "Frames, taxonomy, temperature and prior are the adapter's; another adapter on top of it is refused."
     from vlmtemporal.engine import Engine
-    merged, apart = Engine(merge('tiny', tmp_path/'merged')), Engine('tiny')
+    mine = tmp_path/'mine'
+    shutil.copytree(bundled_adapter(), mine)
+    known = json.loads((mine/'vlmtemporal.json').read_text())
+    (mine/'vlmtemporal.json').write_text(json.dumps(known | dict(frames=known['frames'] | dict(k=6))))
+    merged, apart = Engine(merge(mine, tmp_path/'merged')), Engine('tiny', mine)
     assert merged.spec == apart.spec != Engine('tiny', 'none').spec and merged.taxonomy == apart.taxonomy
     assert merged.loaded.temperature == apart.loaded.temperature and merged.prior.to_dict() == apart.prior.to_dict()
     a, b = (e.predict(video, 12.7) for e in (merged, apart))

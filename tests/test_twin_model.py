@@ -13,7 +13,8 @@ from vlmtemporal.twin_script import session_script, world
 
 RECIPE = read_json(bundled_model()/'recipe.json')
 ADAPTER = Adapter.load('tiny')
-TWIN = ADAPTER.training['twin']
+BEFORE = ADAPTER.training['before'] # the first stage of its training, on all sessions of the same people
+TWIN = BEFORE['twin']
 
 
 def sessions(recipe, only=()):
@@ -26,28 +27,41 @@ def sessions(recipe, only=()):
 
 
 EVALUATED = sorted(int(p.name.split('.')[0]) for p in (bundled_model()/'results').glob('1*.json.gz'))
+PEOPLE = sorted(int(p.name.split('.')[0]) for p in (bundled_model()/'results').glob('2*.json.gz'))
 
 def fitted(): return sessions(TWIN)
 def judged():
     yield from sessions(MOCK)
     for seed in EVALUATED: yield from sessions(TWIN | dict(seed=seed, subjects=8, sessions=10), ('U0108',))
+    for seed in PEOPLE: yield from sessions(TWIN | dict(seed=seed, subjects=8, sessions=2), ('U0108',))
 
 
 def test_files_are_the_recipes():
-    assert EVALUATED == [101, 102, 103] and TWIN['seed'] == 7
+    assert EVALUATED == [101, 102, 103] and [*range(201, 213)] == PEOPLE and TWIN['seed'] == 7
     assert RECIPE['sha256'] == file_hash(bundled_model()/'model.safetensors')
     assert ADAPTER.people == tuple(f'U010{i}' for i in range(1, 7)) and ADAPTER.base == 'tiny'
     assert ADAPTER.calibration.people == ('U0107',)
 
 
 def test_results_are_the_shipped_files():
+    "Of the adapter that ships; those of 101 to 103, of what it was before its second stage."
     place = bundled_model()
     hashes = {k: file_hash(place/k) for k in ('model.safetensors', 'adapter/adapter_model.safetensors')}
-    for name in (*EVALUATED, 'free-101'):
+    for name in (*EVALUATED, *PEOPLE, 'free-101'):
         said = read_json(place/'results'/f'{name}.json.gz')['provenance']
         assert said['model']['weights'] == {'model.safetensors': hashes['model.safetensors']}
-        assert said['adapters'] == {'twin': hashes['adapter/adapter_model.safetensors']}
-        assert Calibration.from_dict(said['training']['twin']['calibration']) == ADAPTER.calibration
+        ours = hashes['adapter/adapter_model.safetensors'] if name in PEOPLE else BEFORE['weights']
+        (adapter, weights), = said['adapters'].items()
+        assert weights == ours
+        fitted = Calibration.from_dict(said['training'][adapter]['calibration'])
+        assert (fitted == ADAPTER.calibration) == (name in PEOPLE)
+
+
+def test_second_stage_saw_the_same_people():
+    "Fewer sessions of the same twin, and other light."
+    now = ADAPTER.training
+    assert now['twin'] | dict(sessions=TWIN['sessions']) == TWIN and now['twin']['sessions'] < TWIN['sessions']
+    assert now['config']['augment'] == 1 and 'augment' not in BEFORE['config']
 
 
 def test_no_seed_and_no_person_twice():

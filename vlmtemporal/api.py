@@ -7,7 +7,7 @@ __all__ = ['Video', 'Start', 'ClipId', 'SamplerName', 'Stride', 'Span', 'Predict
            'JobResponse', 'Problem', 'create_app']
 
 # %% ../nbs/04g_api.ipynb #bf4ad1bc
-import contextlib, functools, json, shutil, time
+import contextlib, functools, json, re, shutil, time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -171,12 +171,24 @@ SamplerName = Annotated[str | None, Form(max_length=40, description='How frames 
                                          'when absent'), AfterValidator(_sampler)]
 _FORM = dict(max_files=1, max_fields=8, max_part_size=2**16)
 
+# %% ../nbs/04g_api.ipynb #e8624b68
+async def _check_fields(
+    request: Request,
+    *known: str, # the fields of this form
+):
+    "Raises `HTTPException`, 422, for a field that the form does not have."
+    for name in await request.form():
+        if name in known: continue
+        said = f'{name}: there is' if re.fullmatch(r'[a-zA-Z_]\w{0,39}', name, re.ASCII) else 'there is'
+        raise HTTPException(422, f'{said} no such field; the form has {", ".join(known)}')
+
 # %% ../nbs/04g_api.ipynb #c1aaac5b
 def _predict_route(desk: _Desk, router: APIRouter):
     @router.post('/predict', responses=_UPLOADED)
     async def predict(request: Request, video: Video, start: Start = 0., clip_id: ClipId = None,
                       sampler: SamplerName = None) -> PredictResponse:
         "What is done in the clip that begins at `start`, as long as those that the model was trained on."
+        await _check_fields(request, 'video', 'start', 'clip_id', 'sampler')
         ticket, engine = desk.received(request), desk.engine
         def work():
             with desk.folder.room() as folder:
@@ -247,6 +259,7 @@ def _analyze_route(desk: _Desk, router: APIRouter):
     async def analyze(request: Request, video: Video, stride: Stride = 1.,
                       prefer: Annotated[str, Header(description='respond-async for a job')] = '') -> Any:
         "What is done in a whole video, and when: one document; events (`Accept: text/event-stream`); or a job."
+        await _check_fields(request, 'video', 'stride')
         ticket = desk.received(request)
         with _http_errors():
             path = await desk.thread(desk.keep, request, video)
@@ -273,9 +286,9 @@ def _job_routes(desk: _Desk, router: APIRouter):
 
     @router.delete('/jobs/{id}', responses=_problems(401, 404, 405, 422))
     async def end_job(id: str) -> JobResponse:
-        "End a job."
+        "End a job that is running; forget one that is over, with its result."
         job = found(id)
-        await desk.thread(job.cancel)
+        await desk.thread(desk.jobs.end, job)
         return _shown(job)
 
 # %% ../nbs/04g_api.ipynb #23c4c568
@@ -301,6 +314,13 @@ def _open_routes(desk: _Desk, router: APIRouter):
         "May work be sent here?"
         if engine.ready: return dict(status='ok')
         raise HTTPException(503, 'the model is being warmed up, or the server stops', {'Retry-After': '5'})
+
+    @router.head('/livez', include_in_schema=False)
+    async def livez_head() -> Response: return Response()
+
+    @router.head('/readyz', include_in_schema=False)
+    async def readyz_head() -> Response:
+        return Response() if engine.ready else Response(status_code=503, headers={'Retry-After': '5'})
 
 # %% ../nbs/04g_api.ipynb #4cc32ec1
 _TOLD = ('places', 'per_client', 'max_mib', 'body_seconds', 'body_kib', 'predict_seconds', 'analyze_seconds', 'jobs',

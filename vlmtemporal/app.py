@@ -98,7 +98,8 @@ def _curve(taxonomy: Taxonomy, clip: SampledClip, answer: Answer | None) -> dict
     points = zip(x, 190 - 180*(y - low)/max(high - low, 1e-9))
     chosen = [dict(x=round(float(x[i]), 1), time=f'{clip.start + i/clip.spec.fps:.2f} s')
               for i in clip.indices.tolist() if i >= 0]
-    found = dict(title=f'The {clip.score} of the {clip.n_frames} frames; dashed are the chosen ones', chosen=chosen,
+    name = clip.score.removesuffix('-small')
+    found = dict(title=f'The {name} of the {clip.n_frames} frames; dashed are the chosen ones', chosen=chosen,
                  path='M' + 'L'.join(f'{a:.1f} {b:.1f}' for a, b in points), since=_clock(clip.start),
                  until=_clock(clip.start + clip.n_frames/clip.spec.fps))
     if answer is None or answer.start_frame is None or answer.end_frame is None: return found

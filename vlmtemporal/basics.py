@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['VLMTemporalError', 'VLMTemporalWarning', 'BadInput', 'shown', 'number_range', 'check_number', 'CannotWrite',
            'error_code', 'why_refused', 'writing', 'program_error', 'atomic_path', 'atomic_dir', 'write_text',
-           'write_json', 'read_json', 'encoding_of', 'decoded', 'file_hash', 'json_hash', 'rng', 'progress',
-           'cache_dir', 'Picture', 'markdown_table']
+           'write_json', 'read_json', 'encoding_of', 'decoded', 'file_hash', 'json_hash', 'rng', 'progress', 'waiting',
+           'hold_alone', 'cache_dir', 'Picture', 'markdown_table']
 
 # %% ../nbs/00a_basics.ipynb #4e54f4d7
 import base64, codecs, errno, gzip, hashlib, io, json, os, re, shutil, signal, sys, tempfile, zlib
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -281,6 +281,30 @@ def progress(
     "Iterate over `items` with rate and time left on stderr; quiet when stderr is no terminal."
     from tqdm import tqdm
     return tqdm(items, desc=desc, total=total, file=sys.stderr, disable=None, dynamic_ncols=True, leave=False)
+
+# %% ../nbs/00a_basics.ipynb #0c5f97df
+@contextmanager
+def waiting(
+    what: str, # is done, such as 'loading tiny'
+) -> Iterator[None]:
+    "A line on stderr while the body runs, gone afterwards; quiet when stderr is no terminal."
+    shows = sys.stderr.isatty()
+    if shows: print(f'\r{what} ...', end='', file=sys.stderr, flush=True)
+    try: yield
+    finally:
+        if shows: print('\r\033[K', end='', file=sys.stderr, flush=True)
+
+# %% ../nbs/00a_basics.ipynb #b55d6487
+def hold_alone(
+    file: int | IO, # an open file or folder, or its number
+) -> bool:
+    """Hold it against other processes until it is closed; False when another one holds it. True where the system has no
+    such locks (Windows). Raises `OSError` when it cannot be locked at all."""
+    try: import fcntl
+    except ImportError: return True
+    try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError: return False
+    return True
 
 # %% ../nbs/00a_basics.ipynb #a98de816
 def cache_dir() -> Path:

@@ -19,7 +19,7 @@ from typing import Any
 
 from .adapters import Adapter, resolve_adapter
 from .backbones import public_name, weights_fingerprint
-from .basics import BadInput, CannotWrite, VLMTemporalError, atomic_path, json_hash, writing
+from .basics import BadInput, CannotWrite, VLMTemporalError, atomic_path, hold_alone, json_hash, writing
 from .batching import Cancelled, Ticket
 from .engine import Analysis, Engine, Progress
 from .labels import write_labels
@@ -78,14 +78,6 @@ class Question:
         return json_hash([self.kind, self.options, who])[:16]
 
 # %% ../nbs/04p_batches.ipynb #027dfc99
-def _alone(handle: int, path: Path):
-    "Hold an open file against other runs. Raises `BadInput` when another one holds it."
-    try: import fcntl
-    except ImportError: return # no such thing on Windows
-    try: fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise BadInput('another run is writing it', path, 'wait for it, or name another file') from None
-
 def _bytes(line: dict) -> bytes:
     "A line as it is stored; of a name that is no text, the odd bytes are escaped."
     return (json.dumps(line, ensure_ascii=False) + '\n').encode(errors='backslashreplace')
@@ -125,7 +117,8 @@ class Lines:
             self._is_new = not self.path.exists()
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            _alone(self._file, self.path)
+            if not hold_alone(self._file):
+                raise BadInput('another run is writing it', path, 'wait for it, or name another file')
             self._read()
         except BaseException:
             os.close(self._file)
@@ -155,6 +148,9 @@ class Lines:
             while left: left = left[os.write(self._file, left):]
             os.fsync(self._file)
         self._know(line)
+    def again(self):
+        "Know what stands in the file: an interrupt may have come between the writing of a line and the knowing."
+        self._read()
     def close(self):
         "One line a video; no file where there is none."
         try:

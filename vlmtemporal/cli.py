@@ -7,9 +7,9 @@ __all__ = ['app', 'Json', 'Seed', 'Workers', 'Root', 'Built', 'BuiltOrSplit', 'V
            'Base', 'Adapter', 'Words', 'Trained', 'Sampler', 'Seconds', 'Fps', 'K', 'Roi', 'Context', 'Config', 'Set',
            'Clips', 'MaxClips', 'Out', 'DryRun', 'DataSet', 'KaggleModel', 'Hours', 'Chosen', 'Fresh', 'Trust',
            'with_settings', 'init', 'twin', 'sample', 'study', 'build', 'check', 'view', 'normalise', 'export', 'train',
-           'preflight', 'calibrate', 'merge', 'publish', 'eval', 'ablate', 'lopo', 'predict', 'analyze', 'live',
-           'with_server_settings', 'serve', 'space', 'demo', 'doctor', 'kaggle_setup', 'kaggle_push', 'kaggle_train',
-           'kaggle_status', 'kaggle_pull', 'renamed', 'main']
+           'preflight', 'calibrate', 'merge', 'publish', 'eval', 'rescore', 'ablate', 'lopo', 'predict', 'analyze',
+           'live', 'with_server_settings', 'serve', 'space', 'demo', 'doctor', 'kaggle_setup', 'kaggle_push',
+           'kaggle_train', 'kaggle_status', 'kaggle_pull', 'renamed', 'main']
 
 # %% ../nbs/04j_cli.ipynb #3dd97461
 import inspect, json, os, sys
@@ -89,10 +89,11 @@ Words = Annotated[str | None, typer.Option(
 Trained = Annotated[str, typer.Argument(help="Adapter folder that training wrote, or 'tiny' for the one that ships.")]
 
 # %% ../nbs/04j_cli.ipynb #40d0a61c
-Sampler = Annotated[str | None, typer.Option(help='uniform, uniform-ends, random; entropy, entropy-change, difference, '
-                                           'chi-square, flow, novelty for the highest of that score; or such a score '
-                                           'and a rule: novelty-inverse, flow-stratified, entropy-mix. As '
-                                           'recordings.yaml says, else entropy, when absent.')]
+Sampler = Annotated[str | None, typer.Option(help="uniform, uniform-ends, random; entropy (the specification's), "
+                                           'entropy-small, entropy-change, difference, chi-square, flow, novelty for '
+                                           'the highest of that score; or such a score and a rule: flow-inverse, '
+                                           'novelty-stratified, difference-mix. As recordings.yaml says, else '
+                                           'uniform, when absent; `study` tells which fits your recordings.')]
 Seconds = Annotated[float | None, _number('--seconds', 2, 60, 'How long a clip is; as recordings.yaml '
                                                               'says, else 5, when absent.')]
 Fps = Annotated[int | None, _count('--fps', 1, 60, 'Frames a second of a clip, whatever was recorded; as '
@@ -214,7 +215,7 @@ def twin(
 @app.command()
 def sample(
     video: Video,
-    sampler: Sampler = 'entropy',
+    sampler: Sampler = None,
     seconds: Seconds = None,
     fps: Fps = None,
     k: K = None,
@@ -228,7 +229,8 @@ def sample(
     "Choose the frames of a clip that a model will see."
     from vlmtemporal.sampling import compare_samplers
     from vlmtemporal.video import open_video
-    samplers, spec = (sampler, 'uniform') if plot else (sampler,), _spec(sampler, roi, seconds, fps, k)
+    spec = _spec(sampler, roi, seconds, fps, k)
+    samplers = (spec.sampler, 'uniform') if plot else (spec.sampler,)
     compared = compare_samplers(open_video(video, trusted=trusted == Trust.yes), start, samplers, spec=spec)
     if plot: compared.picture().save(plot)
     found = compared.clips[0].to_dict()
@@ -250,10 +252,16 @@ def study(
     seed: Seed = 0,
     as_json: Json = False,
 ):
-    "Compare samplers without a model: how near to a boundary is the nearest chosen frame?"
+    """Compare samplers without a model: how near to a boundary is the nearest chosen frame?
+
+    ROOT may be a folder of your own videos with labels beside them: it gets its recordings.yaml first, as by `init`.
+    """
+    from vlmtemporal.recordings import FILE
     from vlmtemporal.study import study
+    is_new = root.is_dir() and not (root/FILE).exists()
     result = study(root, tuple(sampler or ()), _spec(None, roi, seconds, fps, k, _usual(root)),
                    seed=seed, cache=out/'scores' if out else None, workers=workers or os.cpu_count() or 1)
+    if is_new and (root/FILE).exists(): typer.echo(f'written: {root/FILE}', err=True)
     if out:
         write_json(out/'study.json', result.to_dict())
         write_text(out/'study.md', result._repr_markdown_() + '\n')
@@ -278,7 +286,7 @@ def build(
     root: Root,
     out: Annotated[Path, typer.Argument(help='Folder to write; gets train, val and test.')],
     split: Annotated[str, typer.Option(help='train, val, test or all.')] = 'all',
-    sampler: Sampler = 'entropy',
+    sampler: Sampler = None,
     seconds: Seconds = None,
     fps: Fps = None,
     k: K = None,
@@ -608,6 +616,22 @@ def eval(
     report = save_result(result, out, recorded=recorded)
     typer.echo(f'{result.title}\n\n{result._repr_markdown_()}\n\nreport in {report}')
 
+# %% ../nbs/04j_cli.ipynb #dc875f61
+@app.command()
+def rescore(
+    results: Annotated[list[Path], typer.Argument(metavar='RESULTS.JSON...', help='Evaluations of the same model, '
+                       'perhaps gzipped. Several are counted as one, and intervals range over people.')],
+    out: Annotated[Path | None, typer.Option(
+        help='Folder for results.json, report.html, report.md and pictures.')] = None,
+    as_json: Json = False,
+):
+    "Count evaluations again from their predictions and truths, without a model; several files as one, by person."
+    from vlmtemporal.eval import rescore, save_result
+    result = rescore(*results)
+    report = save_result(result, out) if out else None
+    text = f'{result.title}\n\n{result._repr_markdown_()}' + (f'\n\nreport in {report}' if report else '')
+    _emit(as_json, result.to_dict(), text)
+
 # %% ../nbs/04j_cli.ipynb #9fcbde14
 MaxClips = Annotated[int | None, _count('--max-clips', 1, 10**9, 'At most so many training clips.')]
 
@@ -626,7 +650,7 @@ def ablate(
         help='remedies against confusions, or samplers, whatever --sampler says.')] = 'remedies',
     seeds: Annotated[int, _count('--seeds', 1, 1000, 'Runs of every variant, each with the next training seed.')] = 1,
     protocol: Annotated[str | None, typer.Option(help='Who is on which side, as in `build`.')] = None,
-    sampler: Sampler = 'entropy',
+    sampler: Sampler = None,
     seconds: Seconds = None,
     fps: Fps = None,
     k: K = None,
@@ -657,7 +681,7 @@ def lopo(
     clips: Clips = 0,
     max_clips: MaxClips = None,
     who: Annotated[list[str] | None, typer.Option('--person', help='Only this one; may be repeated.')] = None,
-    sampler: Sampler = 'entropy',
+    sampler: Sampler = None,
     seconds: Seconds = None,
     fps: Fps = None,
     k: K = None,
@@ -724,6 +748,7 @@ def _ask_all(videos: list[Path], lines: Any, load: Callable, ask: Callable, text
         try: failed = _say_lines(in_order(_counting(found, bar)), text, as_json, bar, keep)
         except KeyboardInterrupt:
             found.close()
+            lines.again()
             done = sum(map(lines.is_answered, videos))
             typer.echo(f'\n{done} of {len(videos)} videos are answered; the same command asks about the rest', err=True)
             raise typer.Exit(130) from None
@@ -966,6 +991,7 @@ def with_server_settings(command: Callable) -> Callable:
 def serve(
     model: Annotated[str, _from_environment('model', Model)] = 'tiny',
     adapter: Annotated[str | None, _from_environment('adapter', Adapter)] = None,
+    taxonomy: Annotated[str | None, _from_environment('taxonomy', Words)] = None,
     live: Annotated[str | None, typer.Option(
         envvar='VLMTEMPORAL_SERVE_LIVE', help='What the page may follow: a camera, rtsp:// or http:// address or file.'
         )] = None,
@@ -979,7 +1005,7 @@ def serve(
     from vlmtemporal.serve import serve
     chosen = server_settings(os.environ, **settings)
     typer.echo(f'loading {model}; then http://{chosen.host}:{chosen.port}', err=True)
-    serve(model, adapter, chosen, live, ends=True)
+    serve(model, adapter, chosen, live, ends=True, taxonomy=taxonomy)
 
 # %% ../nbs/04j_cli.ipynb #5f57cae5
 @app.command()
@@ -1037,7 +1063,7 @@ Train on Kaggle's free GPUs, with nothing by hand. Once, make a token at kaggle.
 """)
 app.add_typer(_kaggle)
 
-DryRun = Annotated[bool, typer.Option('--dry-run', help='Show what would be sent; send nothing.')]
+DryRun = Annotated[bool, typer.Option('--dry-run', help='Show what would be sent, without an account; send nothing.')]
 DataSet = Annotated[str | None, typer.Option(
     '--data', help="A data set at Kaggle, OWNER/SLUG; 'twin' for drawn sessions; the one `setup` made when absent.")]
 KaggleModel = Annotated[str | None, typer.Option('--model', help=(
@@ -1050,6 +1076,11 @@ Fresh = Annotated[bool, typer.Option('--fresh', help="Begin anew: do not attach 
 
 # %% ../nbs/04j_cli.ipynb #a2c1ea8b
 def _tell(line: str): typer.echo(line, err=True)
+
+def _account(dry: bool):
+    "Who sends; where nothing is sent, somebody who need have no account. Raises `BadInput`."
+    from vlmtemporal.account import log_in, log_in_or_nobody
+    return log_in_or_nobody(_tell) if dry else log_in()
 
 def _parcels(data: Path | None, wheels: Path | None, dry: bool) -> list:
     "What is to be sent. Raises `BadInput` for recordings that cannot be trained on."
@@ -1075,9 +1106,8 @@ def kaggle_setup(
     """Send the wheel and the recordings, as private data sets of yours; what has not changed is not sent again.
 
     The folder is checked first, as training will read it. One without a recordings.yaml gets one, as `init` does."""
-    from vlmtemporal.account import log_in
     from vlmtemporal.uploads import metadata, send
-    account = log_in()
+    account = _account(dry_run)
     found = [dict(metadata(p, account.user), holds=p.hashes, is_private=True,
                   sent=not dry_run and send(account, p, _tell)) for p in _parcels(data, wheels, dry_run)]
     lines = [f"{f['id']}, private: " + ('would be sent' if dry_run else 'sent' if f['sent'] else 'there already')
@@ -1113,9 +1143,8 @@ def kaggle_push(
     """Push one chapter's notebook; it runs, and what it leaves is attached to the chapters after it.
 
     No file of the repository is changed. Whatever Kaggle could not attach is an error here."""
-    from vlmtemporal.account import log_in
     from vlmtemporal.remote import push
-    account = log_in()
+    account = _account(dry_run)
     asked = _request(account, chapter, data, model, hours, settings, fresh)
     if dry_run: return _show_request(asked, as_json)
     done = push(account, asked)
@@ -1137,9 +1166,8 @@ def kaggle_train(
 
     A session ends after 12 hours at most; the next one goes on from the last checkpoint. Ctrl-C leaves the run going:
     the same command follows it again. $VLMTEMPORAL_KAGGLE_PAUSE: seconds between two looks, 15 when absent."""
-    from vlmtemporal.account import log_in
     from vlmtemporal.remote import train
-    account = log_in()
+    account = _account(dry_run)
     asked = _request(account, 'train', data, model, hours, settings, fresh)
     if dry_run: return _show_request(asked, as_json)
     try: done = train(account, asked, _tell)

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import __version__
-from .basics import BadInput, atomic_dir, atomic_path, check_number, json_hash, read_json, rng, writing
+from vlmtemporal.basics import (
+    BadInput, atomic_dir, atomic_path, check_number, hold_alone, json_hash, read_json, rng, writing,
+)
 from .clips import (HARD_JITTER, KINDS, Clip, check_kinds, inner_boundaries, lost,
                                session_clips)
 from .frames import FrameSpec, cut_frames, whole_clips
@@ -229,15 +231,6 @@ def _sweep(out: Path):
         if p.is_dir(): shutil.rmtree(p)
         else: p.unlink()
 
-# %% ../nbs/01_dataset.ipynb #5f209718
-def _lock(handle: int, out: Path):
-    "Hold an open folder against other builds; `BadInput` when another one holds it."
-    try: import fcntl
-    except ImportError: return # no such thing on Windows
-    try: fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise BadInput('another build is writing here', out, 'wait for it, or choose another folder') from None
-
 # %% ../nbs/01_dataset.ipynb #cafe2a53
 @contextmanager
 def _alone(out: Path):
@@ -246,7 +239,8 @@ def _alone(out: Path):
         out.mkdir(parents=True, exist_ok=True)
         handle = os.open(out, os.O_RDONLY)
         try:
-            _lock(handle, out)
+            if not hold_alone(handle):
+                raise BadInput('another build is writing here', out, 'wait for it, or choose another folder')
             _sweep(out)
             yield
         finally: os.close(handle)

@@ -106,7 +106,7 @@ def _sections(prepared: _Prepared, run: Run) -> list[Section]:
                 'chose, and those frames.'),
         Section('Do the samplers find the boundaries?', [Figure(studied.picture(), 'distances to the boundaries')],
                 f'{studied.clips} clips of {studied.sessions} sessions, no model involved.'),
-        Section('In figures', [Table(*studied.table)], 'Means and 95% intervals, by a bootstrap over sessions.'),
+        Section('In figures', [Table(*studied.table)], 'Means and 95% intervals over sessions.'),
         Section('The data', [Figure(prepared.overview, 'the operations of every session')],
                 f'Examples: {counts}. Train, validation and test share no person.'),
         Section('Fine-tuning', [Figure(plot_loss(run.history), 'the loss of the training')],

@@ -19,7 +19,7 @@ import numpy as np
 
 from .adapters import Adapter, resolve_adapter
 from .backbones import model_config
-from .basics import BadInput, Picture, VLMTemporalError, check_number, progress
+from .basics import BadInput, Picture, VLMTemporalError, check_number, progress, waiting
 from .batching import Batches, Busy, Cancelled, Late, Ticket, Turns, result, turn
 from .clips import window_starts
 from .decode import DECODERS, Prediction, model_inputs
@@ -76,10 +76,11 @@ class Progress:
 # %% ../nbs/04b_engine.ipynb #77a014c8
 def _load(model: str | Path, adapter: Adapter | None) -> LoadedModel:
     "The model with its adapter, in the fastest way that fits."
-    import torch
     config, _ = model_config(model)
-    bytes_a_weight = 4 if compute_dtype() == torch.float32 else 2
-    roomy = 1.5*unpacked(config, bytes_a_weight) < free_memory()
+    with waiting(f'loading {model}'): # torch takes its time, too
+        import torch
+        bytes_a_weight = 4 if compute_dtype() == torch.float32 else 2
+        roomy = 1.5*unpacked(config, bytes_a_weight) < free_memory()
     return load_model(model, adapter, quantize=adapter is not None or not roomy, merge=roomy)
 
 # %% ../nbs/04b_engine.ipynb #53ed40a2

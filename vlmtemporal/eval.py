@@ -7,8 +7,8 @@ __all__ = ['Calibration', 'calibrate', 'evaluate', 'evaluation_set', 'package_ve
            'REMEDIES', 'SAMPLERS', 'VARIANTS', 'LeaveOneOut', 'Variant', 'VariantComparison', 'ablate', 'compare',
            'leave_one_person_out', 'Code', 'Figure', 'Phases', 'Section', 'Text', 'comparison_sections', 'phases',
            'plot_confusion', 'result_sections', 'save_result', 'write_report', 'MethodComparison', 'MethodPredictions',
-           'Provenance', 'Result', 'SessionPredictions', 'Table', 'class_table', 'rescore', 'score_table',
-           'with_grammar']
+           'PooledResult', 'Provenance', 'Result', 'SessionPredictions', 'Table', 'class_table', 'pool', 'rescore',
+           'score_table', 'with_grammar']
 
 # %% ../nbs/03_eval.ipynb #51e542a3
 # ruff: noqa: F401
@@ -18,13 +18,13 @@ from .experiments import (REMEDIES, SAMPLERS, VARIANTS, LeaveOneOut, Variant, Va
                                      compare, leave_one_person_out)
 from .report import (Code, Figure, Phases, Section, Text, comparison_sections, phases, plot_confusion,
                                 result_sections, save_result, write_report)
-from .results import (MethodComparison, MethodPredictions, Provenance, Result, SessionPredictions, Table,
-                                 class_table, rescore, score_table, with_grammar)
+from .results import (MethodComparison, MethodPredictions, PooledResult, Provenance, Result,
+                                 SessionPredictions, Table, class_table, pool, rescore, score_table, with_grammar)
 
 # %% ../nbs/03_eval.ipynb #bc1d7eb9
 _all_ = ['Calibration', 'calibrate', 'evaluate', 'evaluation_set', 'package_version', 'predict_examples',
          'sessions_of_split', 'REMEDIES', 'SAMPLERS', 'VARIANTS', 'LeaveOneOut', 'Variant', 'VariantComparison',
          'ablate', 'compare', 'leave_one_person_out', 'Code', 'Figure', 'Phases', 'Section', 'Text',
          'comparison_sections', 'phases', 'plot_confusion', 'result_sections', 'save_result', 'write_report',
-         'MethodComparison', 'MethodPredictions', 'Provenance', 'Result', 'SessionPredictions', 'Table',
-         'class_table', 'rescore', 'score_table', 'with_grammar']
+         'MethodComparison', 'MethodPredictions', 'PooledResult', 'Provenance', 'Result', 'SessionPredictions', 'Table',
+         'class_table', 'pool', 'rescore', 'score_table', 'with_grammar']

@@ -28,10 +28,11 @@ from .operations import Grammar
 from .report import (Section, comparison_sections, phases, provenance_section, save_result,
                                 write_report)
 from .results import (MethodComparison, MethodPredictions, Result, Table, all_metrics, format_interval,
-                                 format_number, nan_to_null, rescore, score_table, with_grammar)
+                                 format_number, nan_to_null, person_of, pool_methods, rescore, score_table,
+                                 with_grammar)
 from .sessions import Session, person
 from .shards import find_split
-from .statistics import paired_bootstrap
+from .statistics import estimate
 from .train import TrainConfig, fit
 
 # %% ../nbs/03i_experiments.ipynb #9d939e20
@@ -39,20 +40,22 @@ from .train import TrainConfig, fit
 class VariantComparison:
     "Variants side by side. Shows itself as a table."
     rows: list[dict] # variant, clips, metrics, those of each run, and the paired differences to the first row or None
+    note: str = ''   # what the intervals range over
     @property
     def table(self) -> Table:
         "A row a variant, each metric with its difference; the runs' own numbers in brackets, where there are several."
         metrics = list(self.rows[0]['metrics'])
         several = max(len(r['runs']) for r in self.rows) > 1
         head = [name for metric in metrics for name in (metric, 'difference')]
-        return Table(['variant', 'clips', *head], [_variant_row(r, metrics, several) for r in self.rows])
+        return Table(['variant', 'clips', *head], [_variant_row(r, metrics, several) for r in self.rows], self.note)
     def to_dict(self) -> dict:
         "The rows, for ablation.json."
-        return nan_to_null(dict(rows=self.rows))
+        return nan_to_null(dict(rows=self.rows, note=self.note))
     @classmethod
     def from_dict(cls, d: dict) -> 'VariantComparison':
-        "What `to_dict` wrote."
-        return cls([_row_from_dict(r) for r in d['rows']])
+        "What `to_dict` wrote. Files without a note have intervals that were too narrow: they are not shown."
+        rows = [_row_from_dict(r) for r in d['rows']]
+        return cls(rows, d['note']) if 'note' in d else cls([_without_intervals(r) for r in rows], _OLD)
     def _repr_markdown_(self) -> str: return self.table._repr_markdown_()
 
 # %% ../nbs/03i_experiments.ipynb #bf73fc78
@@ -74,6 +77,14 @@ def _row_from_dict(row: dict) -> dict:
     differences = row['differences'] and {k: _numbers(v) for k, v in row['differences'].items()}
     runs = [_numbers(m) for m in row['runs']]
     return row | dict(metrics=_numbers(row['metrics']), runs=runs, differences=differences)
+
+_OLD = 'Made before intervals held their promise over few sessions: differences are shown without one.'
+
+def _without_intervals(row: dict) -> dict:
+    "The row of a file whose intervals were percentiles of a bootstrap over few sessions."
+    if not row['differences']: return row
+    bare = {k: dict(value=v['value'], low=np.nan, high=np.nan) for k, v in row['differences'].items()}
+    return row | dict(differences=bare)
 
 # %% ../nbs/03i_experiments.ipynb #df20b171
 Statistic = Callable[[np.ndarray], dict[str, float]] # positions of clips -> metrics
@@ -101,6 +112,14 @@ def _mean(statistics: list[Statistic]) -> Statistic:
         return {k: float(np.mean([m[k] for m in found])) for k in found[0]}
     return at
 
+# %% ../nbs/03i_experiments.ipynb #1b66767a
+def _less(a: Statistic, b: Statistic) -> Statistic:
+    "How much more the first has than the second."
+    def at(where):
+        ours, theirs = a(where), b(where)
+        return {k: ours[k] - theirs[k] for k in ours}
+    return at
+
 # %% ../nbs/03i_experiments.ipynb #0816202a
 def _runs(results) -> list[Result]:
     "One result or several of the same clips, from memory or from files."
@@ -115,24 +134,24 @@ def compare(
     *,
     operation: str = 'Tape', # how often is it taken
     other: str = 'Pack',     # for this?
-    seed: int = 0,
     model: int = -1,         # which of each result's models; 0 is the base
 ) -> VariantComparison:
     """A model of every variant, and how it differs from the first variant's.
     Raises `BadInput` when the runs of a variant are about different clips."""
     rows: list[dict] = []
-    first = None
+    first, note = None, ''
     for name, given in results.items():
         runs = _runs(given)
         statistics = [_statistic(r.comparison, r.models[model], operation, other) for r in runs]
         mean, clips = _mean(statistics), runs[0].clips
         first = first or (mean, clips)
         groups = runs[0].comparison.groups
-        differences = paired_bootstrap(mean, first[0], groups, seed) if rows and clips == first[1] else None
+        differences = estimate(_less(mean, first[0]), groups) if rows and clips == first[1] else None
         everything = np.arange(len(clips))
         rows.append(dict(variant=name, clips=sum(c.kind != 'anticipation' for c in clips), metrics=mean(everything),
                          runs=[f(everything) for f in statistics], differences=differences))
-    return VariantComparison(rows)
+        note = note or runs[0].comparison.ranges_over
+    return VariantComparison(rows, note)
 
 # %% ../nbs/03i_experiments.ipynb #d34fbe0a
 @contextmanager
@@ -228,7 +247,7 @@ def _with_grammar(r: Result, campaign: _Campaign, protocol: str) -> Result:
     grammar = Grammar.learn([list(s.segments) for s in recorded if s.subject in learnt], r.taxonomy)
     return replace(r, models=[r.models[0], with_grammar(r.clips, r.models[-1], grammar)])
 
-_VARIANTS = ('Differences to "{first}" on the same clips, with 95% intervals from a bootstrap over sessions. Several '
+_VARIANTS = ('Differences to "{first}" on the same clips, with 95% intervals. Several '
              'runs of a variant count as their mean; each is in brackets, and how far runs differ is not in the '
              'interval.')
 
@@ -241,9 +260,9 @@ def _write_ablation(
 ) -> VariantComparison:
     "Compare the variants, trained and before; write table and pages."
     first = next(iter(found))
-    result, seed = found[first][0], found[first][0].provenance.seed
-    after = compare(found, seed=seed)
-    before = compare({n: found[n][0] for n in trained}, seed=seed, model=0)
+    result = found[first][0]
+    after = compare(found)
+    before = compare({n: found[n][0] for n in trained}, model=0)
     sources = {n: [asdict(r.provenance) for r in found[n]] for n in trained}
     tape = [Section(f'Tape by phase: {n}, first run', [phases(found[n][0].comparison, recorded).table])
             for n in trained]
@@ -318,10 +337,10 @@ class LeaveOneOut:
     def comparison(self) -> MethodComparison:
         "All answers of all folds; persons are drawn together."
         folds = list(self.folds.values())
-        methods = [_pool(same) for same in zip(*(f.comparison.methods for f in folds))]
+        methods = [pool_methods(same) for same in zip(*(f.comparison.methods for f in folds))]
         clips = [c for f in folds for c in f.clips]
-        people = [person(c.session.split('-')[0]) for c in clips]
-        return MethodComparison(folds[0].taxonomy, clips, methods, people, folds[0].provenance.seed)
+        people = [person_of(c.session) for c in clips]
+        return MethodComparison(folds[0].taxonomy, clips, methods, people, folds[0].provenance.seed, 'people')
     @property
     def title(self) -> str:
         "How many people."
@@ -330,7 +349,8 @@ class LeaveOneOut:
     def table(self) -> Table:
         "OCA and mIoU of every fold."
         rows = [_fold_row(who, f, m) for who, f in self.folds.items() for m in f.models]
-        return Table(['person', 'method', 'clips', 'OCA', 'mIoU, inner boundary', 'AA@1 strict'], rows)
+        note = 'The intervals of a row range over the sessions of that person; fewer than five have none.'
+        return Table(['person', 'method', 'clips', 'OCA', 'mIoU, inner boundary', 'AA@1 strict'], rows, note)
     def to_dict(self) -> dict:
         "The shape of lopo.json."
         methods = [dict(name=m.name, **all_metrics(self.comparison, m)) for m in self.comparison.methods]
@@ -342,13 +362,6 @@ class LeaveOneOut:
         return '\n\n'.join(t._repr_markdown_() for t in tables)
 
 # %% ../nbs/03i_experiments.ipynb #f277598e
-def _pool(methods: Sequence[MethodPredictions]) -> MethodPredictions:
-    "The answers of one method in all folds. The best constant span differs from fold to fold and loses its numbers."
-    name = re.sub(r' \d+-\d+$', '', methods[0].name)
-    answers = [a for m in methods for a in m.answers]
-    predictions = [p for m in methods for p in m.predictions or ()]
-    return MethodPredictions(name, answers, predictions or None)
-
 def _fold_row(who: str, fold: Result, m: MethodPredictions) -> list:
     found = fold.comparison.reports[m.name]
     everything, inner = found['all clips'], found['inner boundary']
@@ -389,7 +402,7 @@ def leave_one_person_out(
     with _held(out, recipe): done = LeaveOneOut({who: _result(campaign, run) for who, run in runs.items()})
     d = done.to_dict()
     write_report(out, done.title, [
-        Section('Every person', [done.table]), *comparison_sections(done.comparison, 'persons', campaign.recorded),
+        Section('Every person', [done.table]), *comparison_sections(done.comparison, campaign.recorded),
         provenance_section(d['provenance'])])
     write_json(out/'lopo.json', d)
     return done

@@ -17,7 +17,7 @@ from typing import IO, Annotated, Any
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from .basics import BadInput, VLMTemporalWarning, writing
+from .basics import BadInput, VLMTemporalWarning, hold_alone, writing
 from .trainer import bad_setting, setting_fields
 
 # %% ../nbs/04d_intake.ipynb #6a4873f9
@@ -64,7 +64,7 @@ class ServerSettings:
 
 # %% ../nbs/04d_intake.ipynb #6ef80373
 PREFIX = 'VLMTEMPORAL_SERVE_'
-_OTHERS = {'MODEL', 'ADAPTER', 'LIVE', 'CHECK'} # names with this prefix that are no settings
+_OTHERS = {'MODEL', 'ADAPTER', 'TAXONOMY', 'LIVE', 'CHECK'} # names with this prefix that are no settings
 
 def server_settings(
     environment: Mapping[str, str] = os.environ, # VLMTEMPORAL_SERVE_PLACES and so on
@@ -129,9 +129,7 @@ def _lock(path: Path) -> IO | None:
     try:
         about = os.fstat(file.fileno())
         if not stat.S_ISREG(about.st_mode) or about.st_uid not in (0, getattr(os, 'getuid', int)()): raise OSError
-        if os.name == 'posix':
-            import fcntl
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not hold_alone(file): raise OSError
         return file
     except OSError:
         file.close()

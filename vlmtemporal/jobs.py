@@ -94,3 +94,7 @@ class Jobs:
         "The job of this number; None for one that is unknown or forgotten."
         self._forget()
         return self.all.get(id)
+    def end(self, job: Job):
+        "End one that is at work, as soon as may be; forget one that is over, with its result."
+        if job.ended is None: job.cancel()
+        else: self.all.pop(job.id, None)

@@ -19,6 +19,7 @@ from .basics import BadInput, decoded, shown
 from vlmtemporal.label_rows import (
     Label, LabelFile, RawFile, as_number, as_time, counted, extra, is_number, is_time, label_file, listed, open_labels,
     parse_json, reader)
+from .operations import OPENPACK
 
 # %% ../nbs/01f_label_texts.ipynb #8dcd08aa
 _DROP_RATE = 30000/1001 # frames a second
@@ -962,6 +963,22 @@ def _check_recordings(found: LabelFile):
     if lacking is None or not any(r.recording for r in found.rows): return
     raise BadInput('names no recording, as other rows do', lacking, 'fill the cell, and all cells that were merged')
 
+# %% ../nbs/01f_label_texts.ipynb #c70e3a82
+def _about_ids(table: Table) -> list[str]:
+    "A sentence where a table with OpenPack's ids has another name for one of them: the name is what is read."
+    at = {name.casefold(): i for i, name in enumerate(table.header)}
+    if not table.named or not {'id', 'operation'} <= {*at}: return []
+    rows = [(where, row[at['id']], row[at['operation']]) for where, row in table.rows if row[at['id']]]
+    known = {str(o.id): o.name for o in OPENPACK.operations}
+    if not all(id in known or id == '8200' for _, id, _ in rows): return [] # 8200 is null, too
+    def is_said(id, name): return not name or name.replace('_', ' ').casefold() == known.get(id, name).casefold()
+    odd = next((row for row in rows if not is_said(*row[1:])), None)
+    if odd is None: return []
+    where, id, name = odd
+    line = where.rpartition(', ')[2]
+    return [f'the id {id} is {known[id]} in OpenPack, the operation {shown(name)} is read ({line})']
+
+# %% ../nbs/01f_label_texts.ipynb #6be28b94
 def _need_labels(table: Table, file: RawFile):
     "Raises `BadInput` that asks for the labels."
     raise BadInput(f'no column holds labels (it has {", ".join(map(shown, table.header))[:300]})', file.path,
@@ -980,7 +997,7 @@ def read_table(file: RawFile) -> LabelFile:
                        "say which one does: columns={'start': 'NAME', 'end': 'NAME', 'label': 'NAME'}")
     if not fixed and not roles['label']: _need_labels(table, file)
     unit, factor = _units(table, roles, file)
-    notes = [_mapping_note(table, roles, fixed), *notes, *_about_commas(table, roles)]
+    notes = [_mapping_note(table, roles, fixed), *notes, *_about_commas(table, roles), *_about_ids(table)]
     if 'end' not in roles and 'duration' not in roles: found = _read_starts(file, table, roles, fixed, notes, unit)
     else:
         rows, absent = _segments(table, roles, fixed, file.fps, factor)

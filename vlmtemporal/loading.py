@@ -13,7 +13,7 @@ from typing import Any
 
 from .adapters import Adapter, merged_into, resolve_adapter
 from .backbones import Backbone, fingerprint, model_config, model_name, resolve_model
-from .basics import BadInput
+from .basics import BadInput, waiting
 from .kernels import (attention_names, dequantize, keep_differentiable, quiet, restore_float32,
                                  unwrapped_names)
 
@@ -97,18 +97,9 @@ def _as_merged(model, merged: Adapter, dtype):
     import torch
     if dtype == torch.float16: restore_float32(model, unwrapped_names(list(merged.float32_modules)), merged.path)
 
-# %% ../nbs/02d_loading.ipynb #7c5737ce
-@quiet()
-def load_model(
-    model: str | Path = 'tiny',  # 'tiny', a folder, or a Hub id
-    adapter: Adapter | str | Path | None = None, # an adapter that `fit` wrote, or 'tiny'; the base alone when absent
-    quantize: bool = True,       # NF4, double-quantised
-    dtype=None,                  # `compute_dtype()` when absent
-    merge: bool = False,         # unpack to 16 bits and add the adapter to the weights: faster, and larger
-) -> LoadedModel:
-    """Load a base model with its processor and, perhaps, an adapter, onto the GPU if there is one.
-
-    Raises `BadInput` when either cannot be loaded, and when the adapter was trained on another base."""
+# %% ../nbs/02d_loading.ipynb #a63dd117
+def _loaded(model: str | Path, adapter: Adapter | str | Path | None, quantize: bool, dtype, merge: bool) -> LoadedModel:
+    "As `load_model`, which says what these are."
     from safetensors import SafetensorError
     from transformers import AutoProcessor
     path, (config, family), dtype = resolve_model(model), model_config(model), dtype or compute_dtype()
@@ -129,3 +120,17 @@ def load_model(
     known = adapter or merged
     temperature = known.temperature if known else 1.
     return LoadedModel(model_name(model), fingerprint(config), family, m.eval(), processor, adapter, temperature)
+
+# %% ../nbs/02d_loading.ipynb #7c5737ce
+@quiet()
+def load_model(
+    model: str | Path = 'tiny',  # 'tiny', a folder, or a Hub id
+    adapter: Adapter | str | Path | None = None, # an adapter that `fit` wrote, or 'tiny'; the base alone when absent
+    quantize: bool = True,       # NF4, double-quantised
+    dtype=None,                  # `compute_dtype()` when absent
+    merge: bool = False,         # unpack to 16 bits and add the adapter to the weights: faster, and larger
+) -> LoadedModel:
+    """Load a base model with its processor and, perhaps, an adapter, onto the GPU if there is one.
+
+    Raises `BadInput` when either cannot be loaded, and when the adapter was trained on another base."""
+    with waiting(f'loading {model}'): return _loaded(model, adapter, quantize, dtype, merge)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['OVERLAP_THRESHOLDS', 'BOUNDARY_TOLERANCES', 'DETECTION_THRESHOLDS', 'tiou', 'clip_scores', 'confusion', 'class_f1',
            'macro_f1', 'class_mean_recall', 'boundary_errors', 'Reliability', 'reliability', 'plot_reliability',
-           'brier_scores', 'ClipScores', 'score_clips', 'clip_report', 'second_table', 'openpack_f1', 'frame_table',
-           'edit_score', 'overlap_counts', 'f1_of', 'boundary_counts', 'Detections', 'match_detections',
+           'brier_scores', 'ClipScores', 'score_clips', 'clip_report', 'side_by_side', 'second_table', 'openpack_f1',
+           'frame_table', 'edit_score', 'overlap_counts', 'f1_of', 'boundary_counts', 'Detections', 'match_detections',
            'mean_average_precision', 'rework', 'rework_counts', 'SessionCounts', 'count_session', 'timeline_metrics',
            'timeline_report']
 
@@ -22,9 +22,9 @@ from rapidfuzz.distance import Levenshtein
 from .basics import Picture
 from .clips import Answer
 from .frames import FPS, N_FRAMES
-from .openpack import Session, labels_1hz
+from .openpack import Session, labels_1hz, last_begun
 from .operations import Segment, Taxonomy
-from .statistics import bootstrap
+from .statistics import estimate, estimate_median
 
 # %% ../nbs/03c_metrics.ipynb #6dea6231
 def _span(a: Answer | None) -> tuple[int, int] | None:
@@ -276,15 +276,32 @@ def score_clips(
 # %% ../nbs/03c_metrics.ipynb #a539c04c
 def clip_report(
     scored: ClipScores,
-    groups: Sequence[str], # (n,) the session of each clip
-    seed: int = 0,
-) -> dict[str, dict]:      # metric -> value, low, high, clips
-    "Every metric with its 95% interval and the number of clips behind it."
+    groups: Sequence[str], # (n,) what intervals range over: the person or the session of each clip
+) -> dict[str, dict]:      # metric -> value, low, high, groups, clips
+    "Every metric with its 95% interval over groups, and the numbers of groups and clips behind it."
     seen = ~scored.anticipation
     inner = ~np.isnan(scored.boundary_errors) & seen
     clips = {'AA@1 strict': scored.anticipation, 'boundary error': inner}
-    found = bootstrap(scored.metrics, groups, seed)
-    return {name: row | dict(clips=int(clips.get(name, seen).sum())) for name, row in found.items()}
+    names, at = scored.metrics(np.zeros(0, int)).keys(), np.flatnonzero(inner).tolist()
+    def others(at): return {k: v for k, v in scored.metrics(at).items() if k != 'boundary error'}
+    median = estimate_median(scored.boundary_errors[at], [groups[i] for i in at])
+    found = estimate(others, groups, {*names} - {'Brier'}) | {'boundary error': median}
+    return {name: found[name] | dict(clips=int(clips.get(name, seen).sum())) for name in names}
+
+# %% ../nbs/03c_metrics.ipynb #31a494a9
+def _both(a: np.ndarray | None, b: np.ndarray | None) -> np.ndarray | None:
+    return None if a is None or b is None else np.concatenate([a, b])
+
+def side_by_side(
+    a: ClipScores,
+    b: ClipScores, # of the same clips
+) -> ClipScores:   # (2n,): those of `a`, then those of `b`
+    "The answers of two methods as one table, for `paired`."
+    return ClipScores(np.concatenate([a.true, b.true]), np.concatenate([a.predicted, b.predicted]),
+                      {name: np.concatenate([x, b.scores[name]]) for name, x in a.scores.items()},
+                      np.concatenate([a.boundary_errors, b.boundary_errors]),
+                      np.concatenate([a.anticipation, b.anticipation]), a.taxonomy,
+                      _both(a.probabilities, b.probabilities))
 
 # %% ../nbs/03c_metrics.ipynb #90c818fb
 def _labels(
@@ -307,11 +324,10 @@ def second_table(
     predicted: Sequence[Segment],
     session: Session, # the truth
 ) -> np.ndarray:      # int64 (C, C + 1), as `confusion`
-    "Truth against prediction at the end of every second whose truth is not null."
-    taxonomy, n = session.taxonomy, len(session.taxonomy)
-    if not session.segments: return np.zeros((n, n + 1), np.int64)
+    "Truth against prediction at the end of every second whose truth is not null; both last until the next begins."
+    taxonomy = session.taxonomy
     seconds, true = labels_1hz(session)
-    table = _table(true, _labels(predicted, seconds + 1 - session.start, taxonomy), n)
+    table = _table(true, last_begun(predicted, seconds + 1 - session.start, taxonomy), len(taxonomy))
     table[taxonomy.index(taxonomy.null)] = 0
     return table
 
@@ -339,10 +355,14 @@ def frame_table(
     return _table(true, _labels(predicted, moments, taxonomy), n)
 
 # %% ../nbs/03c_metrics.ipynb #9bb9ddec
+def _counts(s: Segment, null: str) -> bool:
+    "Whether a segment is one for the metrics: an operation that lasts."
+    return s.operation != null and s.end > s.start
+
 def _instances(segments: Sequence[Segment], null: str) -> list[Segment]:
-    "Segments in order without null, touching ones of one operation joined."
+    "Segments in order without null and without empty ones, touching ones of one operation joined."
     out: list[Segment] = []
-    for s in sorted((s for s in segments if s.operation != null), key=lambda s: (s.start, s.end)):
+    for s in sorted((s for s in segments if _counts(s, null)), key=lambda s: (s.start, s.end)):
         if out and out[-1].operation == s.operation and s.start <= out[-1].end + 1e-6:
             out[-1] = Segment(s.operation, out[-1].start, max(out[-1].end, s.end))
         else: out.append(s)
@@ -373,6 +393,16 @@ def _overlaps(p: Sequence[Segment], q: Sequence[Segment]) -> np.ndarray:
     return np.where(same & (both > 0), both/np.maximum(either, 1e-12), 0)
 
 # %% ../nbs/03c_metrics.ipynb #8136dd57
+_SAME = 1e-9 # IoUs that differ by no more are equal
+
+def _best(
+    overlaps: np.ndarray,         # (m, n) IoU, n at least 1
+) -> tuple[np.ndarray, np.ndarray]: # int64 (m,) the first of the best, and float64 (m,) its IoU
+    "The segment that each one overlaps best, the first of equals."
+    most = overlaps.max(1)
+    return (overlaps >= most[:, None] - _SAME).argmax(1), most
+
+# %% ../nbs/03c_metrics.ipynb #2f3fd75d
 OVERLAP_THRESHOLDS = .1, .25, .5 # the k of F1@k
 
 def overlap_counts(
@@ -383,10 +413,8 @@ def overlap_counts(
 ) -> np.ndarray: # int64 (K, 3): hits, false alarms, misses
     "What one session adds to F1@k."
     p, q = _instances(predicted, null), _instances(true, null)
-    iou = _overlaps(p, q)
-    best = iou.argmax(1) if q else np.zeros(len(p), int)
-    reached = iou[np.arange(len(p)), best] if q else np.zeros(len(p))
-    hits = [len(set(best[reached >= t - 1e-9].tolist())) for t in thresholds]
+    best, reached = _best(_overlaps(p, q)) if q else (np.zeros(len(p), int), np.zeros(len(p)))
+    hits = [len(set(best[reached >= t - _SAME].tolist())) for t in thresholds]
     return np.array([(hit, len(p) - hit, len(q) - hit) for hit in hits])
 
 # %% ../nbs/03c_metrics.ipynb #b8e0de37
@@ -424,7 +452,7 @@ def boundary_counts(
     tolerances: Sequence[float] = BOUNDARY_TOLERANCES,
 ) -> np.ndarray: # int64 (K, 3): hits, false alarms, misses
     "What one session adds to boundary F1."
-    until = max((s.end for s in true), default=np.inf)
+    until = max((s.end for s in true if s.end > s.start), default=np.inf)
     p, q = _changes(predicted, null, until), _changes(true, null, until)
     hits = [_pairs(p, q, t) for t in tolerances]
     return np.array([(hit, len(p) - hit, len(q) - hit) for hit in hits])
@@ -449,8 +477,8 @@ def _matched(
     free = overlaps.copy()
     hits = np.zeros(len(free), bool)
     for i in order if free.shape[1] else ():
-        j = free[i].argmax()
-        if free[i, j] >= threshold - 1e-9:
+        (j,), (most,) = _best(free[i:i + 1])
+        if most >= threshold - _SAME:
             hits[i] = True
             free[:, j] = -1
     return hits
@@ -464,33 +492,38 @@ def match_detections(
     thresholds: Sequence[float] = DETECTION_THRESHOLDS,
 ) -> Detections:
     "Match the predicted segments of one session, the most probable first."
-    kept = [(s, x) for s, x in zip(predicted, probabilities, strict=True) if s.operation != taxonomy.null]
-    p, q = [s for s, _ in kept], [s for s in true if s.operation != taxonomy.null]
+    kept = [(s, x) for s, x in zip(predicted, probabilities, strict=True) if _counts(s, taxonomy.null)]
+    p, q = [s for s, _ in kept], sorted((s for s in true if _counts(s, taxonomy.null)), key=lambda s: s.start)
     score = np.array([x for _, x in kept], float)
     operations, real = (np.array([taxonomy.index(s.operation) for s in x], np.int64) for x in (p, q))
-    overlaps, order = _overlaps(p, q), np.argsort(-score, kind='stable')
+    overlaps, order = _overlaps(p, q), np.lexsort((*_times(p)[::-1], -score)) # then by start, then by end
     hits = np.stack([_matched(overlaps, order, t) for t in thresholds], 1)
     return Detections(operations, score, hits, np.bincount(real, minlength=len(taxonomy)))
 
 # %% ../nbs/03c_metrics.ipynb #977f711f
 def _average_precision(
-    hits: np.ndarray, # bool (m, K) of one operation's segments, the most probable first
+    hits: np.ndarray,          # bool (m, K) of one operation's segments, the most probable first
+    probabilities: np.ndarray, # float64 (m,), falling
     n_true: int,
-) -> np.ndarray:      # float64 (K,)
-    "Interpolated average precision."
-    precision = np.cumsum(hits, 0)/np.arange(1, len(hits) + 1)[:, None]
+) -> np.ndarray:               # float64 (K,)
+    "Interpolated average precision; equal probabilities count together."
+    last = np.searchsorted(-probabilities, -probabilities, side='right') - 1 # of those that are as probable
+    precision = (np.cumsum(hits, 0)/np.arange(1, len(hits) + 1)[:, None])[last]
     best_later = np.maximum.accumulate(precision[::-1])[::-1]
     return (best_later*hits).sum(0)/n_true
 
+# %% ../nbs/03c_metrics.ipynb #e736f776
 def mean_average_precision(
     found: Sequence[Detections], # of all sessions
 ) -> np.ndarray:                 # float64 (K,), at each threshold
     "Mean over the operations that occur in the truth; NaN when there is none."
-    order = np.argsort(-np.concatenate([d.probabilities for d in found]), kind='stable')
-    operations = np.concatenate([d.operations for d in found])[order]
-    hits = np.concatenate([d.hits for d in found])[order]
+    scores = np.concatenate([d.probabilities for d in found])
+    order = np.argsort(-scores, kind='stable')
+    operations = np.concatenate([d.operations for d in found])
+    hits = np.concatenate([d.hits for d in found])
     total = np.sum([d.true for d in found], axis=0)
-    each = [_average_precision(hits[operations == c], total[c]) for c in np.flatnonzero(total)]
+    of = {c: order[operations[order] == c] for c in np.flatnonzero(total)}
+    each = [_average_precision(hits[at], scores[at], total[c]) for c, at in of.items()]
     return np.mean(each, 0) if each else np.full(hits.shape[1], nan)
 
 # %% ../nbs/03c_metrics.ipynb #87eacd2c
@@ -515,8 +548,8 @@ def rework_counts(
 ) -> np.ndarray: # int64 (2,): found, all
     "What one session adds to the recall of rework."
     p, q = (_instances(x, session.taxonomy.null) for x in (predicted, session.segments))
-    overlaps = _overlaps(p, q) if q else np.zeros((0, 0))
-    found = {int(row.argmax()) for row in overlaps if row.max() >= threshold - 1e-9}
+    best, reached = _best(_overlaps(p, q)) if q else (np.zeros(0, int), np.zeros(0))
+    found = set(best[reached >= threshold - _SAME].tolist())
     again = {j for s in rework(session) for j, t in enumerate(q)
              if t.operation == s.operation and t.start <= s.start < t.end}
     return np.array([len(found & again), len(again)])
@@ -578,8 +611,7 @@ def timeline_metrics(
 # %% ../nbs/03c_metrics.ipynb #b4e868b5
 def timeline_report(
     counts: Sequence[SessionCounts],
-    groups: Sequence[str], # (n,) the key of each session
-    seed: int = 0,
-) -> dict[str, dict]:      # metric -> value, low, high
-    "Every metric of timelines with its 95% interval, resampling sessions."
-    return bootstrap(lambda at: timeline_metrics([counts[i] for i in at]), groups, seed)
+    groups: Sequence[str], # (n,) what intervals range over: the person of each session, or its key
+) -> dict[str, dict]:      # metric -> value, low, high, groups
+    "Every metric of timelines with its 95% interval over groups."
+    return estimate(lambda at: timeline_metrics([counts[i] for i in at]), groups, {*timeline_metrics(counts)})

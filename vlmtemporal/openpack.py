@@ -4,20 +4,20 @@
 
 # %% auto #0
 __all__ = ['WORKSPACE', 'RGB', 'SPLIT', 'PROTOCOLS', 'annotation_path', 'video_path', 'frame_path', 'Row', 'read_annotation',
-           'write_annotation', 'default_protocol', 'get_split', 'read_session', 'sessions', 'session_of', 'labels_1hz',
-           'SPLIT_NAMES', 'Session', 'check_split', 'leave_one_out', 'person']
+           'write_annotation', 'default_protocol', 'get_split', 'read_session', 'sessions', 'session_of', 'last_begun',
+           'labels_1hz', 'SPLIT_NAMES', 'Session', 'check_split', 'leave_one_out', 'person']
 
 # %% ../nbs/01c_openpack.ipynb #b9d90aed
 import csv, io, re, uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 
 from .basics import BadInput, decoded, shown, write_text
-from .operations import TAXONOMIES, Segment, Taxonomy
+from .operations import OPENPACK, TAXONOMIES, Segment, Taxonomy
 from .sessions import SPLIT_NAMES, leave_one_out, person # noqa: F401
 from .sessions import Session, by_turns, check_split
 from .video import JST, parse_stamp, stamp, stamped_pictures
@@ -170,12 +170,17 @@ def _check_times(lines: list[_Line]):
                        f'mend its times; a session has at most {_LONGEST//3600} hours')
 
 # %% ../nbs/01c_openpack.ipynb #ff5f3869
+def _fits(line: _Line, taxonomy: Taxonomy) -> bool:
+    "Whether the name of a line, where it has one, is the name of its id."
+    name, known = dict(line.fields)['operation'].replace('_', ' '), taxonomy.by_id(line.id)
+    return known is not None and (not name or name.casefold() == known.name.casefold())
+
 def _check_names(lines: list[_Line], taxonomy: Taxonomy):
     "Refuse a line whose id and name contradict."
     names = {o.id: o.name for o in taxonomy.operations}
     for line in lines:
+        if _fits(line, taxonomy): continue
         said = dict(line.fields)['operation'].replace('_', ' ')
-        if not said or said.casefold() == names[line.id].casefold(): continue
         raise BadInput(f'the id {line.id} is {names[line.id]}, but the operation is {shown(said)}', line.where,
                        'mend the one that is wrong')
 
@@ -191,13 +196,24 @@ def _check_place(lines: list[_Line], path: Path):
 
 # %% ../nbs/01c_openpack.ipynb #ddad82c4
 def _taxonomy_of(lines: list[_Line]) -> Taxonomy:
-    "The taxonomy that the ids of these lines belong to."
-    for t in TAXONOMIES.values():
-        if all(t.by_id(line.id) for line in lines): return t
+    "The taxonomy that the ids of these lines belong to; of several, the first whose names fit as well."
+    known = [t for t in TAXONOMIES.values() if all(t.by_id(line.id) for line in lines)]
+    if known: return next((t for t in known if all(_fits(line, t) for line in lines)), known[0])
     best = max(TAXONOMIES.values(), key=lambda t: sum(t.by_id(line.id) is not None for line in lines))
     unknown = next(line for line in lines if not best.by_id(line.id))
     raise BadInput(f'unknown operation {unknown.id}', unknown.where,
                    f'the ids of {best.name} are {", ".join(str(o.id) for o in best.operations)}')
+
+# %% ../nbs/01c_openpack.ipynb #9b07dc36
+_OTHER_NULL, _NULL = 8200, 8100 # in the annotation, and in OpenPack's list of classes
+
+def _translated(lines: list[_Line]) -> list[_Line]:
+    "The lines of an OpenPack file with its second null made the first; other files as they are."
+    rest = [line for line in lines if line.id != _OTHER_NULL]
+    known = any(t.by_id(_OTHER_NULL) for t in TAXONOMIES.values()) # somebody's own operation
+    if known or not all(OPENPACK.by_id(line.id) for line in rest): return lines
+    def null(line): return replace(line, id=_NULL, fields=(('operation', ''), *line.fields[1:]))
+    return [null(line) if line.id == _OTHER_NULL else line for line in lines]
 
 # %% ../nbs/01c_openpack.ipynb #2e4a28bc
 def read_annotation(
@@ -205,7 +221,7 @@ def read_annotation(
 ) -> tuple[Taxonomy, list[Row]]:
     "The taxonomy that the ids belong to, and the rows by time; raises `BadInput`, with file and line, for a bad file."
     path = Path(path)
-    lines = _read_lines(path)
+    lines = _translated(_read_lines(path))
     _check_times(lines)
     taxonomy = _taxonomy_of(lines)
     _check_names(lines, taxonomy)
@@ -321,15 +337,24 @@ def session_of(
         return None
     return None
 
+# %% ../nbs/01c_openpack.ipynb #8538b159
+def last_begun(
+    segments: Sequence[Segment],
+    moments: np.ndarray, # seconds, as the segments' times
+    taxonomy: Taxonomy,
+) -> np.ndarray:         # int64, as long as `moments`
+    "The position in the taxonomy of the last segment that has begun by each moment; its length before the first one."
+    lasting = sorted((s for s in segments if s.end > s.start), key=lambda s: s.start)
+    at = np.searchsorted([s.start for s in lasting], moments + 1e-6, side='right') - 1
+    labels = np.array([taxonomy.index(s.operation) for s in lasting] + [len(taxonomy)], np.int64)
+    return labels[at] # -1 is the last one
+
 # %% ../nbs/01c_openpack.ipynb #dfa514ba
 def labels_1hz(
     session: Session,
 ) -> tuple[np.ndarray, np.ndarray]: # POSIX seconds int64 (n,), and positions in the taxonomy int64 (n,)
-    "The operation at the end of every second from the first operation to the last, as in `openpack-operations-1hz`."
-    starts = np.array([s.start for s in session.segments]) + session.start
-    ends = np.array([s.end for s in session.segments]) + session.start
-    labels = np.array([session.taxonomy.index(s.operation) for s in session.segments])
-    seconds = np.arange(int(np.floor(starts[0] + 1e-6)), int(np.ceil(ends[-1] - 1e-6)))
-    at = np.searchsorted(starts, seconds + 1 + 1e-6, side='right') - 1 # the last segment that has begun, -1 for none
-    inside = (at >= 0) & (seconds + 1 < ends[np.maximum(at, 0)] - 1e-6)
-    return seconds, np.where(inside, labels[np.maximum(at, 0)], session.taxonomy.index(session.taxonomy.null))
+    "The last operation that has begun by the end of every second, as in `openpack-operations-1hz`."
+    if not session.segments: return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    first, last = session.start + session.segments[0].start, session.start + session.segments[-1].end
+    seconds = np.arange(int(np.floor(first + 1e-6)), int(np.ceil(last - 1e-6)))
+    return seconds, last_begun(session.segments, seconds + 1 - session.start, session.taxonomy)

@@ -49,10 +49,13 @@ def _facts(adapter: Adapter) -> dict[str, object]:
     return {name: value for name, value in facts.items() if value or value == 0}
 
 # %% ../nbs/02f_publishing.ipynb #340cbf09
-def _interval(value: dict) -> str:
-    "A mean with its 95% interval, as far as they are known."
+_NO_INTERVALS = 'For intervals, count the file again with `vlmtemporal rescore`.'
+
+def _interval(value: dict, told: bool = True) -> str:
+    "A mean with its 95% interval, as far as they are known; without it where it is not told."
     if value['mean'] is None: return '-'
-    return f"{value['mean']:.3f}" + ('' if value['low'] is None else f" [{value['low']:.3f}, {value['high']:.3f}]")
+    interval = '' if value['low'] is None or not told else f" [{value['low']:.3f}, {value['high']:.3f}]"
+    return f"{value['mean']:.3f}{interval}"
 
 def _own_methods(methods: list[dict], position: int) -> list[dict]:
     "The base, which comes first, the adapter behind it at that position, and the methods without a model."
@@ -68,8 +71,10 @@ def _evaluation(adapter: Adapter, path: str | Path) -> str:
         if this not in adapters: raise BadInput('does not evaluate this adapter', path, f'evaluate {adapter.path}')
         methods = _own_methods(results['methods'], adapters.index(this))
         names = list(methods[0]['metrics'])
-        rows = [[m['name'], *(_interval(m['metrics'][n]) for n in names)] for m in methods]
-        made = f"{results['title']}, means with 95% intervals; made by `{results['provenance']['command']}`."
+        told = 'intervals' in results # what older files have is too narrow
+        rows = [[m['name'], *(_interval(m['metrics'][n], told) for n in names)] for m in methods]
+        note = results['intervals']['clips']['note'] if 'intervals' in results else _NO_INTERVALS
+        made = f"{results['title']}; made by `{results['provenance']['command']}`. {note}"
     except (KeyError, TypeError, IndexError):
         raise BadInput('is no evaluation', path, 'evaluate the adapter again') from None
     return f'{made}\n\n{markdown_table(["method", *names], rows)}'

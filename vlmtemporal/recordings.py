@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from .basics import BadInput, VLMTemporalWarning, markdown_table, progress, shown, write_text
-from .frames import FrameSpec, clip_frames
+from .frames import DEFAULT_SAMPLER, FrameSpec, clip_frames
 from .label_rows import READERS, Label, LabelFile, counted
 from .labels import read_labels
 from .openpack import default_protocol, get_split as openpack_split
@@ -54,7 +54,7 @@ class ClipSettings:
     seconds: float = 5.
     fps: int = 25
     frames: int = 8        # that a model sees of a clip
-    sampler: str = 'entropy'
+    sampler: str = DEFAULT_SAMPLER
     @property
     def spec(self) -> FrameSpec:
         "The same as a `FrameSpec`; raises `BadInput` for a sampler that is not there, or more frames than a clip has."

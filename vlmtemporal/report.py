@@ -22,7 +22,7 @@ from .metrics import plot_reliability
 from .openpack import Session
 from .operations import Segment
 from .results import (LEADING, MethodComparison, MethodPredictions, Result, SessionPredictions, Table,
-                                 class_table, format_interval, format_number, score_table)
+                                 class_table, format_interval, format_number, score_table, swaps_over)
 
 # %% ../nbs/03f_report.ipynb #f52e47da
 @dataclass(frozen=True)
@@ -153,14 +153,14 @@ def write_report(
     return out/'report.html'
 
 # %% ../nbs/03f_report.ipynb #d8b11c52
-_READING = ('95% intervals by a bootstrap over {groups}, over clips where there is one. {clips} clips; AA@1 strict '
-            'counts {ahead} more, which end a second before the boundary. The whole clip is bound to score near 1 at '
-            'tIoU@0.5: the dominant operation fills at least half of a clip of two. A bigram on a model takes what '
-            'follows from a table of pairs: a model that anticipates should beat its own.')
+_READING = ('{clips} clips; AA@1 strict counts {ahead} more, which end a second before the boundary. A number without '
+            'its interval rests on fewer than five groups, or is the same in all of them. The whole clip is bound to '
+            'score near 1 at tIoU@0.5: the dominant operation fills at least half of a clip of two. A bigram on a '
+            'model takes what follows from a table of pairs: a model that anticipates should beat its own.')
 
-def _first_section(comparison: MethodComparison, groups: str) -> Section:
+def _first_section(comparison: MethodComparison) -> Section:
     ahead = sum(c.kind == 'anticipation' for c in comparison.clips)
-    note = _READING.format(groups=groups, clips=len(comparison.clips) - ahead, ahead=ahead)
+    note = _READING.format(clips=len(comparison.clips) - ahead, ahead=ahead)
     return Section('Base, fine-tuned and image-free', [score_table(comparison)], note)
 
 def _inner_section(comparison: MethodComparison) -> Section:
@@ -169,27 +169,28 @@ def _inner_section(comparison: MethodComparison) -> Section:
     return Section('Clips with an inner boundary', [score_table(comparison, 'inner boundary')], note)
 
 # %% ../nbs/03f_report.ipynb #da924b4f
+def _p_text(p: float) -> str:
+    "Three digits, a fourth where they would be zero."
+    return f'{p:.3f}' if p >= .001 else f'{p:.4f}'
+
 def _paired_rows(test: dict) -> list[list]:
-    "One adapter's differences to the base, the leading metrics of each block and McNemar's test."
+    "One adapter's differences to the base, the leading metrics of each block."
     rows = []
     for block, metrics in LEADING.items():
         found = {n: test['differences'][block].get(n) for n in metrics}
-        rows += [[test['method'], block, n, format_interval(v, '+'), f"{v['p']:.3f}"]
+        rows += [[test['method'], block, n, format_interval(v, '+'), _p_text(v['p'])]
                  for n, v in found.items() if v and not np.isnan(v['value'])]
-    exact = test['mcnemar']['OCA']
-    counts = f"{exact['only_a']} clips against {exact['only_b']}"
-    return [*rows, [test['method'], 'all clips', 'OCA, McNemar', counts, f"{exact['p']:.3f}"]]
+    return rows
 
 # %% ../nbs/03f_report.ipynb #930ad594
 def paired_table(comparison: MethodComparison) -> Table:
     "What every adapter adds to the base."
     rows = [row for test in comparison.paired for row in _paired_rows(test)]
-    return Table(['method', 'clips', 'metric', 'more than the base', 'p'], rows)
+    note = f'{comparison.ranges_over} {swaps_over(comparison.groups, comparison.unit)}'
+    return Table(['method', 'clips', 'metric', 'more than the base', 'p'], rows, note)
 
-def _paired_section(comparison: MethodComparison, groups: str) -> Section:
-    note = (f"The same clips for both; p two-sided, from a paired bootstrap over {groups} and from McNemar's "
-            'exact test.')
-    return Section('Is the difference real?', [paired_table(comparison)], note)
+def _paired_section(comparison: MethodComparison) -> Section:
+    return Section('Is the difference real?', [paired_table(comparison)], 'The same clips for both.')
 
 # %% ../nbs/03f_report.ipynb #1de3e830
 def operations_table(comparison: MethodComparison, m: MethodPredictions) -> Table:
@@ -325,19 +326,18 @@ def _failures_section(comparison: MethodComparison, recorded: list[Session] | No
 # %% ../nbs/03f_report.ipynb #7aeaba8d
 def comparison_sections(
     comparison: MethodComparison,
-    groups: str = 'sessions',               # what is drawn together, for people
     recorded: list[Session] | None = None, # the annotation of the tested sessions, for Tape against Pack
 ) -> list[Section]:
     "The sections of a report on methods side by side."
     matrices = Figure(plot_confusion(comparison), 'true against predicted operations')
-    found = [_first_section(comparison, groups), _inner_section(comparison),
-             _paired_section(comparison, groups) if len(comparison.models) > 1 else None,
+    found = [_first_section(comparison), _inner_section(comparison),
+             _paired_section(comparison) if len(comparison.models) > 1 else None,
              _operations_section(comparison), Section('Which operation is taken for which', [matrices]),
              _confidence_section(comparison), _failures_section(comparison, recorded)]
     return [s for s in found if s]
 
 # %% ../nbs/03f_report.ipynb #0a9a3683
-_SESSIONS = ('{n} of the test split, asked in sliding windows; intervals by a bootstrap over sessions. "windows" is '
+_SESSIONS = ('{n} of the test split, asked in sliding windows. "windows" is '
              'the most probable operation of every moment, "HSMM" the timeline that obeys the order and the durations '
              'of the work. Rework is an operation that is done again in its box. The pictures show the annotation '
              'above.')
@@ -359,7 +359,7 @@ def result_sections(
     "The sections of a report on an evaluation."
     whole = [_sessions_section(result.sessions)] if result.sessions else []
     source = provenance_section(asdict(result.provenance))
-    return [*comparison_sections(result.comparison, 'sessions', recorded), *whole, source]
+    return [*comparison_sections(result.comparison, recorded), *whole, source]
 
 # %% ../nbs/03f_report.ipynb #fd43bd72
 def save_result(

@@ -56,8 +56,10 @@ def _add_highest(chosen: list[int], scores: np.ndarray, k: int, min_gap: int) ->
             if all(abs(i - c) >= gap for c in chosen): chosen.append(i)
     return np.array(sorted(chosen), np.int64)
 
+_ROUNDING = 1e-12 # of the largest value: what smoothing a constant may leave of it
+
 def _is_flat(scores: np.ndarray) -> bool:
-    return len(scores) == 0 or np.ptp(scores) == 0
+    return len(scores) == 0 or np.ptp(scores) <= _ROUNDING*np.abs(scores).max()
 
 # %% ../nbs/00h_samplers.ipynb #89f81f69
 def greedy_topk(

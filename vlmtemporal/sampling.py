@@ -26,8 +26,8 @@ class SampledClip:
     start: float         # seconds into the video
     n_frames: int        # T, less than `spec.n_frames` where the video ends
     indices: np.ndarray  # int64 (k,), in [0, T); before them the negative ones of its context
-    score: str           # whose `scores` these are; a sampler without one shows the entropy that it did not look at
-    scores: np.ndarray = field(repr=False) # float32 (T,), not smoothed
+    score: str           # whose `scores` these are; a sampler without one shows an entropy that it did not look at
+    scores: np.ndarray = field(repr=False) # (T,), not smoothed
     frames: np.ndarray = field(repr=False) # uint8 RGB (k, H, W, 3)
     warnings: tuple[str, ...] = () # what is wrong with the video
 
@@ -51,7 +51,7 @@ class SampledClip:
 
 # %% ../nbs/00_sampling.ipynb #21cf54a0
 def _clip_scores(video: Video, grid: np.ndarray, score: str, spec: FrameSpec) -> np.ndarray:
-    "The scores that these frames have in the whole video, float32 (T,)."
+    "The scores that these frames have in the whole video, (T,)."
     scorer, fps = Scorer(score, spec.roi, bgr=True), video.info.fps
     around = max(scorer.score.half(fps), 1 if scorer.score.between else 0)
     first = max(grid[0] - around, 0)
@@ -70,7 +70,7 @@ def sample_clip(
     "Score a clip and choose its frames. Raises `BadInput` when it starts outside the video or reaches into a hole."
     sampler, grid = get_sampler(spec.sampler), clip_grid(video, start, spec)
     check_shown(video, grid, start, spec)
-    score = sampler.score or 'entropy'
+    score = sampler.score or 'entropy-small'
     scores = _clip_scores(video, grid, score, spec)
     chosen = sampler(scores, spec.k, seed, fps=spec.fps)
     context, context_frames = context_grid(video, start, spec)

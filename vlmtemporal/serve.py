@@ -44,14 +44,16 @@ def create_server(
     folder: ServerFolder | None = None, # where uploads lie; one of its own when absent
     example: str | Path | None = None,  # a video that the page offers
     live: str | None = None,            # a camera or an address that the page may follow
+    taxonomy: str | Path | None = None, # a name or a taxonomy.yaml; the adapter's, else 'logistics'
 ) -> 'FastAPI':
-    """The API with the page mounted at `/`. Raises `BadInput` when the model or the adapter cannot be loaded, or the
-    extra `serve` is not installed."""
+    """The API with the page mounted at `/`. Raises `BadInput` when the model, the adapter or the taxonomy cannot be
+    loaded, or the extra `serve` is not installed."""
     check_serving()
     from vlmtemporal.api import create_app
     from vlmtemporal.app import mount
     note_uploads()
-    engine = Engine(model, adapter, queue=settings.places, batch=settings.batch, decoding=settings.decoding)
+    load = partial(Engine, taxonomy=taxonomy) if taxonomy else Engine
+    engine = load(model, adapter, queue=settings.places, batch=settings.batch, decoding=settings.decoding)
     return mount(create_app(engine, settings, folder), engine, example, settings=settings, live=live)
 
 # %% ../nbs/04_serve.ipynb #b45b91d2
@@ -115,6 +117,7 @@ def serve(
     settings: ServerSettings = ServerSettings(),
     live: str | None = None, # a camera or an address that the page may follow
     ends: bool = False, # the process ends with the server, whatever hangs: not in a notebook
+    taxonomy: str | Path | None = None, # a name or a taxonomy.yaml; the adapter's, else 'logistics'
 ):
     """Serve until interrupted: the page at `/`, the API at `/predict`, its documentation at `/docs`.
     Raises `BadInput` where the extra `serve` is not installed, the address is taken, or the model cannot be loaded."""
@@ -124,7 +127,7 @@ def serve(
     taken, folder = _bound(settings), ServerFolder()
     try:
         with _settled(folder):
-            app = create_server(model, adapter, settings, folder, live=live)
+            app = create_server(model, adapter, settings, folder, live=live, taxonomy=taxonomy)
             _warm(app.state.engine)
             print(f'ready: http://{settings.host}:{taken.getsockname()[1]}', file=sys.stderr, flush=True)
             config, visitors, engine = uvicorn_config(app, settings), app.state.visitors, app.state.engine

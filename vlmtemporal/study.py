@@ -9,18 +9,19 @@ __all__ = ['RECALL_TOLERANCES', 'Study', 'study']
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from .basics import BadInput, Picture, markdown_table
 from .clips import boundaries, boundary_clips, inner_boundaries
 from .frames import FrameSpec, whole_clips
-from .recordings import default_spec, sessions
+from .recordings import default_spec, look, project_of, sessions
 from .samplers import NEAR_SECONDS, get_sampler, list_samplers
 from .sampling import auc, boundary_distance, largest_gap, segments_seen
 from .scores import SCORES, score_video, smooth
-from .sessions import Session, fitted
-from .statistics import bootstrap_mean
+from .sessions import Session, fitted, person
+from .statistics import MIN_GROUPS, estimate_mean
 from .video import Video
 from .workers import spread
 
@@ -44,6 +45,8 @@ def _measure(picks: list[np.ndarray], inner: list[np.ndarray], spec: FrameSpec) 
 @dataclass(frozen=True)
 class _SessionStudy:
     "What samplers do on one session."
+    session: str # its key
+    person: str
     clips: int
     choices: dict[str, _Choices] # of each sampler
     auc: dict[str, float]        # of each score, NaN where a session has no frame near or far
@@ -76,32 +79,52 @@ def _study_session(
         picks = [sampler(values[grid], spec.k, (seed, clip.id)) for clip, grid in whole]
         choices[name] = _measure(picks, inner, spec)
     done(1)
-    return _SessionStudy(len(whole), choices, _score_auc(session, video, scores))
+    return _SessionStudy(session.key, person(session.subject), len(whole), choices, _score_auc(session, video, scores))
 
-# %% ../nbs/01p_study.ipynb #d41f562e
+# %% ../nbs/01p_study.ipynb #cfea7acf
+def _by_group(parts: list[_SessionStudy]) -> tuple[dict[str, list[_SessionStudy]], str]:
+    "The sessions of each group, and what groups are: people where there are `MIN_GROUPS`, else sessions."
+    people = len({p.person for p in parts}) >= MIN_GROUPS
+    groups: dict[str, list[_SessionStudy]] = {}
+    for p in parts: groups.setdefault(p.person if people else p.session, []).append(p)
+    return groups, 'people' if people else 'sessions'
+
+# %% ../nbs/01p_study.ipynb #b19dacf7
 RECALL_TOLERANCES = (.04, .13, .25, .5) # seconds; the first is one frame of 25 a second
 
-def _row(sampler: str, parts: list[_SessionStudy], seed: int) -> dict:
+def _near(parts: list[_SessionStudy], sampler: str, tolerance: float) -> np.ndarray:
+    "Whether each boundary of these sessions has a chosen frame within so many seconds, float64 (B,)."
+    return np.concatenate([p.choices[sampler].distance for p in parts]) <= tolerance + 1e-9
+
+def _values(parts: list[_SessionStudy], sampler: str, name: str) -> np.ndarray:
+    "A measure of `_Choices` on these sessions."
+    return np.concatenate([getattr(p.choices[sampler], name) for p in parts])
+
+# %% ../nbs/01p_study.ipynb #d41f562e
+def _row(sampler: str, groups: dict[str, list[_SessionStudy]]) -> dict:
     "What one sampler does on all sessions."
-    score, choices = get_sampler(sampler).score, [p.choices[sampler] for p in parts]
-    recall, gain = {}, {}
+    score, recall, gain, alone = get_sampler(sampler).score, {}, {}, {}
     for t in RECALL_TOLERANCES:
-        near = [c.distance <= t + 1e-9 for c in choices]
-        even = [p.choices['uniform'].distance <= t + 1e-9 for p in parts]
-        recall[f'{t:g}'] = bootstrap_mean(near, seed)
-        gain[f'{t:g}'] = bootstrap_mean([a*1. - b for a, b in zip(near, even, strict=True)], seed)
-    measured = {name: bootstrap_mean([getattr(c, name) for c in choices], seed) for name in ('distance', 'gap', 'seen')}
-    known = [np.array([p.auc[score]]) for p in parts if np.isfinite(p.auc[score])] if score else []
+        near = {g: _near(parts, sampler, t)*1. for g, parts in groups.items()}
+        recall[f'{t:g}'] = estimate_mean(list(near.values()), share=True)
+        gain[f'{t:g}'] = estimate_mean([near[g] - _near(parts, 'uniform', t) for g, parts in groups.items()])
+        alone[f'{t:g}'] = {g: float(values.mean()) for g, values in near.items()}
+    measured = {name: estimate_mean([_values(parts, sampler, name) for parts in groups.values()], share=name == 'seen')
+                for name in ('distance', 'gap', 'seen')}
+    known = [[p.auc[score] for p in parts if np.isfinite(p.auc[score])] for parts in groups.values()] if score else []
     return dict(sampler=sampler, score=score, recall=recall, gain=gain if sampler != 'uniform' else None,
-                **measured, auc=bootstrap_mean(known, seed) if score else None)
+                by_group=alone, **measured,
+                auc=estimate_mean([np.array(k) for k in known], share=True) if score else None)
 
 # %% ../nbs/01p_study.ipynb #437703b4
 _HEAD = '±0.04 s', '±0.13 s', '±0.25 s', '±0.5 s'
 _GAINS = '0.13', '0.25'
 
 def _cell(v: dict | None, sign: str = '') -> str:
-    "A figure with its interval."
-    return f"{v['mean']:{sign}.2f} [{v['low']:{sign}.2f}, {v['high']:{sign}.2f}]" if v else ''
+    "A figure with its interval, where there is one."
+    if not v: return ''
+    interval = '' if np.isnan(v['low']) else f" [{v['low']:{sign}.2f}, {v['high']:{sign}.2f}]"
+    return f"{v['mean']:{sign}.2f}{interval}"
 
 def _table(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
     "All samplers: the head of a table and its rows."
@@ -141,16 +164,42 @@ def _draw(rows: list[dict]) -> Picture:
     fig.tight_layout()
     return Picture(fig)
 
+# %% ../nbs/01p_study.ipynb #b6747513
+def _ranges_over(
+    unit: str,   # 'people' or 'sessions'
+    groups: int,
+    people: int, # behind all groups
+) -> str:
+    "What the 95% intervals say something of; or that there are too few groups."
+    if groups < MIN_GROUPS:
+        return f'{groups} session{"s"*(groups > 1)}: too few for an interval ({MIN_GROUPS} are needed).'
+    if unit == 'people': return f'95% intervals over {groups} people.'
+    whose, of = ('one person', 'nothing') if people == 1 else (f'{people} people', 'little')
+    return f'95% intervals over {groups} sessions of {whose}: they say {of} of other people.'
+
+# %% ../nbs/01p_study.ipynb #e00e572a
+def _without_nan(value: Any) -> Any:
+    "The same with None for NaN."
+    if isinstance(value, dict): return {k: _without_nan(v) for k, v in value.items()}
+    if isinstance(value, list): return [_without_nan(v) for v in value]
+    return None if isinstance(value, float) and np.isnan(value) else value
+
 # %% ../nbs/01p_study.ipynb #1f57892c
 @dataclass(frozen=True)
 class Study:
     "Boundary recall of samplers on the same clips, without a model. Draws itself."
     sessions: int
     clips: int
+    people: int
+    unit: str        # what intervals range over: 'people' or 'sessions'
     rows: list[dict] # a sampler each, the best recall within 0.25 s first; every figure with its 95% interval
+    @property
+    def ranges(self) -> str:
+        "What the intervals range over, in a sentence."
+        return _ranges_over(self.unit, self.people if self.unit == 'people' else self.sessions, self.people)
     def to_dict(self) -> dict:
-        "JSON's shape."
-        return asdict(self)
+        "JSON's shape, with null for a number that there is not."
+        return _without_nan(asdict(self)) | dict(ranges=self.ranges)
     def row(self, sampler: str) -> dict:
         "What one sampler does; `KeyError` when it was not studied."
         return {r['sampler']: r for r in self.rows}[sampler]
@@ -161,11 +210,26 @@ class Study:
     def table(self) -> tuple[list[str], list[list[str]]]:
         "The head of a table of all figures, and a row for each sampler."
         return _table(self.rows)
-    def _repr_markdown_(self) -> str: return markdown_table(*self.table)
+    @property
+    def groups(self) -> tuple[list[str], list[list[str]]]:
+        "The head of a table of recall within 0.25 s by person or session, and a row for each sampler."
+        names = list(self.rows[0]['by_group']['0.25'])
+        return ['recall ±0.25 s', *names], [[r['sampler'], *(f"{r['by_group']['0.25'][g]:.2f}" for g in names)]
+                                            for r in self.rows]
+    def _repr_markdown_(self) -> str: return f'{self.ranges}\n\n{markdown_table(*self.table)}'
+
+# %% ../nbs/01p_study.ipynb #bdad8e1f
+def _readable(root: str | Path) -> str | Path:
+    "The same folder, with a recordings.yaml where it holds videos and labels alone. Raises `BadInput`."
+    try: sessions(root)
+    except BadInput as e:
+        if project_of(root) is not None or not e.what.startswith('holds neither'): raise
+        look(root).save()
+    return root
 
 # %% ../nbs/01p_study.ipynb #8e0d2281
 def study(
-    root: str | Path,                # a project, or sessions in OpenPack's layout
+    root: str | Path,                # a project, sessions in OpenPack's layout, or videos with labels
     samplers: tuple[str, ...] = (),  # some of `list_samplers()`, beside uniform; all when empty
     spec: FrameSpec | None = None,   # clips, how many frames, the region that is scored; the root's when absent
     *,
@@ -175,7 +239,8 @@ def study(
 ) -> Study:
     """How near the frames that each sampler chooses are to the boundaries, over all boundary clips below `root`.
 
-    Raises `BadInput` for an unknown sampler, and when no session has frames."""
+    Raises `BadInput` for an unknown sampler, for labels that cannot be read, and when no session has frames."""
+    root = _readable(root)
     spec = spec or default_spec(root)
     names = tuple(get_sampler(name).name for name in dict.fromkeys(['uniform', *(samplers or list_samplers())]))
     found = [s for s in sessions(root) if s.source is not None]
@@ -183,5 +248,6 @@ def study(
     jobs = [(s, names, spec, seed, cache) for s in found]
     parts = [part for part in spread(_study_session, jobs, workers, 'studying', len(jobs)) if part]
     if not parts: raise BadInput('no clip has frames', root, 'give longer recordings, or shorter clips with --seconds')
-    rows = sorted((_row(name, parts, seed) for name in names), key=lambda r: -r['recall']['0.25']['mean'])
-    return Study(len(parts), sum(part.clips for part in parts), rows)
+    groups, unit = _by_group(parts)
+    rows = sorted((_row(name, groups) for name in names), key=lambda r: -r['recall']['0.25']['mean'])
+    return Study(len(parts), sum(part.clips for part in parts), len({part.person for part in parts}), unit, rows)

@@ -56,7 +56,7 @@ def _sharpen(
 ) -> np.ndarray:       # (T, C), rows sum to 1
     "One iteration of expectation maximisation."
     until = np.vstack([np.zeros(rows.shape[1]), rows.cumsum(0)])
-    scaled = votes/np.maximum(until[stop] - until[first], 1e-9)
+    scaled = votes*(stop - first)[:, None]/np.maximum(until[stop] - until[first], 1e-9)
     edges = np.zeros((len(rows) + 1, rows.shape[1]))
     np.add.at(edges, first, scaled)
     np.add.at(edges, stop, -scaled)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SESSION_SETTINGS', 'LINES', 'TrainConfig', 'Setting', 'setting_fields', 'bad_setting', 'train_config', 'training_set',
-           'world', 'rank', 'stop_on_sigterm', 'check_run', 'warmup_steps', 'Collator', 'forget_checkpoints',
+           'Looks', 'world', 'rank', 'stop_on_sigterm', 'check_run', 'warmup_steps', 'Collator', 'forget_checkpoints',
            'make_trainer', 'guard_trainer', 'save_adapter']
 
 # %% ../nbs/02h_trainer.ipynb #872edda1
@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 from pydantic import (BeforeValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError, field_validator,
                       model_validator)
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from .adapters import Adapter
+from .adapters import Adapter, adapter_tensors, compare_tensors, resolve_adapter
+from .augment import as_seen
 from .backbones import public_name, weights_fingerprint
 from .basics import BadInput, VLMTemporalError, number_range, read_json, shown, why_refused
 from .checkpoints import (check_restorable, checkpoint_path, checkpoint_step, incomplete, last_checkpoint,
@@ -56,6 +58,9 @@ class TrainConfig:
     lora_alpha: Annotated[_Whole, Field(
         ge=1, le=65536, description='what they add is scaled by lora_alpha/lora_r')] = 32
     lora_dropout: Annotated[_Number, Field(ge=0, lt=1, description='share of their inputs that is dropped')] = .05
+    augment: Annotated[_Number, Field(
+        ge=0, le=2, description='how far light and camera are varied; 0: not at all')] = 0.
+    start: Annotated[str, Field(description='adapter folder whose weights it begins with; none: new ones')] = ''
     save_steps: Annotated[_Whole, Field(ge=1, le=10**9, description='optimiser steps between checkpoints')] = 50
     keep: Annotated[_Whole, Field(ge=1, le=10**6, description='checkpoints kept')] = 3
     gradient_checkpointing: Annotated[_Flag, Field(description='compute layers twice: less memory, more time')] = True
@@ -157,26 +162,48 @@ def train_config(
     return TrainConfig(**values)
 
 # %% ../nbs/02h_trainer.ipynb #17042fe3
-def _training_row(shards: Shards, i: int) -> dict:
+def _training_row(shards: Shards, i: int, look: Callable) -> dict:
     "One example as TRL wants it."
     from PIL import Image
     example = shards[i]
+    frames = look(example.frames, example.key)
     answer = [dict(type='text', text=answer_text(example.answer))]
     return dict(row=i, prompt=messages(example.indices, shards.taxonomy, example.n_frames, example.fps),
                 completion=[dict(role='assistant', content=answer)],
-                images=[Image.fromarray(frame) for frame in example.frames])
+                images=[Image.fromarray(frame) for frame in frames])
 
 # %% ../nbs/02h_trainer.ipynb #110cee5f
 def training_set(
     shards: Shards,
     rows: list[int] | None = None, # positions of examples; all when absent
+    look: Callable | None = None,  # of frames and key: the frames that are shown; as they are when absent
 ):
     "A `datasets.Dataset` of row numbers that turn into examples when they are read."
     from datasets import Dataset
+    def as_stored(frames, key): return frames
     def read(batch):
-        found = [_training_row(shards, i) for i in batch['row']]
+        found = [_training_row(shards, i, look or as_stored) for i in batch['row']]
         return {k: [row[k] for row in found] for k in ('row', 'prompt', 'completion', 'images')}
     return Dataset.from_dict(dict(row=list(range(len(shards)) if rows is None else rows))).with_transform(read)
+
+# %% ../nbs/02h_trainer.ipynb #78c75388
+class Looks:
+    "How examples look in the pass over the data that is under way."
+    def __init__(self, seed: int, strength: float): # as in `TrainConfig`
+        import torch
+        self.seed, self.strength = seed, strength
+        self.epoch = torch.zeros(1, dtype=torch.int64)
+        if strength: self.epoch.share_memory_() # with whoever loads
+    def __call__(self, frames: np.ndarray, key: str) -> np.ndarray:
+        "The frames (k, H, W, 3) of the example as they are shown now."
+        if not self.strength: return frames
+        return as_seen(frames, self.seed, int(self.epoch), key, strength=self.strength)
+    def callback(self):
+        "For the Trainer: counts the passes, from where a resumed run stands."
+        from transformers import TrainerCallback
+        class Passes(TrainerCallback):
+            def on_epoch_begin(_, args, state, control, **more): self.epoch.fill_(int((state.epoch or 0.) + 1e-6))
+        return Passes()
 
 # %% ../nbs/02h_trainer.ipynb #b2a24a83
 def world() -> int:
@@ -396,9 +423,31 @@ def _trainer_class(shards: Shards, out: Path, config: TrainConfig) -> type:
                 raise _cannot_write(folder, out, e) from None
     return Trainer
 
+# %% ../nbs/02h_trainer.ipynb #793dad11
+def _check_start(adapter: Adapter, shards: Shards, config: TrainConfig, loaded: LoadedModel):
+    "Raises `BadInput` when an adapter is no beginning of this run: another base, taxonomy or scale."
+    adapter.check_base(loaded.model.config, loaded.name)
+    if adapter.taxonomy != shards.taxonomy:
+        raise BadInput(f'knows {adapter.taxonomy.name}, the shards hold {shards.taxonomy.name}', adapter.path,
+                       'begin with an adapter of the same operations, or with none')
+    scale = read_json(adapter.path/'adapter_config.json')['lora_alpha']
+    if scale != config.lora_alpha:
+        raise BadInput(f'is scaled by {scale}, the run by {config.lora_alpha}', adapter.path, f'set lora_alpha={scale}')
+
+def _begin_with(trainer: Any, shards: Shards, config: TrainConfig, loaded: LoadedModel):
+    "Put the weights of the adapter that the run begins with in place. Raises `BadInput` for one that does not fit."
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+    adapter = resolve_adapter(config.start or None)
+    if not adapter: return
+    _check_start(adapter, shards, config, loaded)
+    compare_tensors(adapter.weights, adapter_tensors(trainer.model), 'begin with an adapter of the same lora_r')
+    set_peft_model_state_dict(trainer.model, load_file(adapter.weights))
+    loaded.adapter = adapter
+
 # %% ../nbs/02h_trainer.ipynb #a2a0078f
 def make_trainer(
-    loaded: LoadedModel,     # an NF4 base without an adapter
+    loaded: LoadedModel,     # an NF4 base without an adapter; gets the one that the run begins with
     shards: Shards,
     out: Path,
     config: TrainConfig = TrainConfig(), # noqa: B008, it is frozen
@@ -412,11 +461,13 @@ def make_trainer(
     from transformers.trainer_callback import PrinterCallback
     lora = LoraConfig(r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout,
                       task_type='CAUSAL_LM', target_modules=loaded.backbone.lora_targets)
+    looks = Looks(config.seed, config.augment)
     trainer = _trainer_class(shards, out, config)(
-        model=loaded.model, args=_arguments(config, out), train_dataset=training_set(shards, rows),
+        model=loaded.model, args=_arguments(config, out), train_dataset=training_set(shards, rows, looks),
         processing_class=loaded.processor, peft_config=lora,
         callbacks=[_progress_lines(float(os.environ[LINES])) if LINES in os.environ else _progress_line(),
-                   _stopper(config.max_hours, stop or threading.Event(), begin or time.monotonic())])
+                   _stopper(config.max_hours, stop or threading.Event(), begin or time.monotonic()), looks.callback()])
+    _begin_with(trainer, shards, config, loaded)
     trainer.data_collator = Collator(trainer.data_collator, compute_dtype())
     trainer.add_callback(_loss_guard(trainer, out, config))
     trainer.remove_callback(PrinterCallback)
@@ -452,7 +503,11 @@ def save_adapter(
     training: dict,       # how; see `Adapter.training`
     float32_modules: Sequence[str] = (),
 ) -> Adapter:
-    "Write the adapter, with what it was trained on and for, the order of work and a card; whole or not at all."
-    adapter = Adapter(path, public_name(loaded.name), loaded.fingerprint, data.spec, data.taxonomy, data.people,
+    """Write the adapter, with what it was trained on and for, the order of work and a card; whole or not at all.
+    One that began with another adapter's weights has that one's people and training, too."""
+    before = loaded.adapter # that the run began with
+    people = tuple(sorted({*data.people, *(before.people if before else ())}))
+    if before: training = training | dict(before=before.training | dict(weights=before.weights_sha256))
+    adapter = Adapter(path, public_name(loaded.name), loaded.fingerprint, data.spec, data.taxonomy, people,
                       tuple(float32_modules), data.grammar, None, training, weights_fingerprint(loaded.name))
     return adapter.save(loaded.model, model_card)
