@@ -4,15 +4,13 @@ A prediction takes as many seconds as its `start` says, a step of an analysis a 
 """
 import sys
 import threading
-from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
 
-from vlmtemporal.batching import Busy, Ticket
 from vlmtemporal.clips import Answer
 from vlmtemporal.decode import Prediction
-from vlmtemporal.engine import Analysis, Progress
+from vlmtemporal.engine import Analysis, Progress, _Places
 from vlmtemporal.frames import FrameSpec
 from vlmtemporal.operations import Segment, get_taxonomy
 from vlmtemporal.timeline import Timeline
@@ -25,27 +23,17 @@ def rest(ticket, seconds):
     ticket.check()
 
 
-class NullEngine:
-    "Answers about nothing, as the engine does: places, tickets, stages."
+class NullEngine(_Places):
+    "Answers about nothing, in the places of the engine."
     def __init__(self, model='null', adapter=None, queue=16, batch=8, decoding=4):
+        super().__init__(queue)
         self.loaded = SimpleNamespace(name='tiny', adapter=None)
         self.taxonomy, self.spec = get_taxonomy('logistics'), FrameSpec()
-        self.places, self.tickets, self.lock = queue, set(), threading.Lock()
         self.ready, self.waiting, self.trained, self.prior = False, 0, None, None
-    in_use = property(lambda self: len(self.tickets))
     def warm_up(self): self.ready = True
     def close(self):
         self.ready = False
-        for ticket in list(self.tickets): ticket.cancel()
-    @contextmanager
-    def place(self, seconds=None):
-        with self.lock:
-            if len(self.tickets) >= self.places: raise Busy('too many requests are waiting; try again in a minute')
-            self.tickets.add(ticket := Ticket(seconds))
-        try: yield ticket
-        finally:
-            self.tickets.discard(ticket)
-            ticket.close()
+        for ticket in list(self._tickets): ticket.cancel()
     def sample_upload(self, video, start=0., ticket=None, sampler=None):
         return SimpleNamespace(start=start, frames=np.zeros((8, 2, 2, 3), np.uint8))
     def answer(self, clip, decoder='constrained', ticket=None):

@@ -1,6 +1,7 @@
 "What intervals and p-values promise, simulated; several evaluations counted as one, by person."
-import gzip, json, math
+import gzip, importlib.util, json, math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +14,8 @@ from vlmtemporal.eval import VariantComparison, pool, rescore
 from vlmtemporal.metrics import clip_report, score_clips, side_by_side
 from vlmtemporal.operations import LOGISTICS
 from vlmtemporal.report import paired_table, save_result
-from vlmtemporal.results import (MethodPredictions, PooledResult, format_interval, group_sessions, ranges_over,
-                                 score_table)
-from vlmtemporal.statistics import estimate, estimate_mean, estimate_median, paired, smallest_p
+from vlmtemporal.results import MethodPredictions, PooledResult, format_interval, group_sessions, score_table
+from vlmtemporal.statistics import estimate, estimate_mean, estimate_median, paired, ranges_over, smallest_p
 
 NAMES = LOGISTICS.names
 SHIPPED = [bundled_model()/'results'/f'{seed}.json.gz' for seed in (101, 102, 103)]
@@ -30,16 +30,10 @@ def three(): return rescore(*SHIPPED)
 
 
 # ---- coverage and type I error ---------------------------------------------------------------------------------------
-def hits_of(g, groups, rate, correlation, clips=54):
-    "Hits of every group; groups differ by a beta distribution of this intra-group correlation."
-    spread = 1/correlation - 1
-    return g.random((groups, clips)) < g.beta(rate*spread, (1 - rate)*spread, (groups, 1))
-
-
-def percentile(hits, g, n=300):
-    "The interval that was used before: the percentiles of a bootstrap over groups."
-    means = hits.mean(1)
-    return np.percentile(means[g.integers(0, len(means), (n, len(means)))].mean(1), [2.5, 97.5])
+spec = importlib.util.spec_from_file_location('bench_coverage', Path(__file__).parents[1]/'bench'/'coverage.py')
+assert spec and spec.loader
+bench = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(bench)
 
 
 @pytest.mark.parametrize('groups', [8, 10])
@@ -47,17 +41,17 @@ def percentile(hits, g, n=300):
 def test_an_interval_of_a_mean_holds_the_truth(groups, rate):
     g, held, before = np.random.default_rng(groups), 0, 0
     for _ in range(1500):
-        hits = hits_of(g, groups, rate, .05)
+        hits = bench.hits_of(g, groups, rate, .05)
         found = estimate_mean(hits, share=True)
         held += found['low'] <= rate <= found['high']
-        low, high = percentile(hits, g)
+        low, high = bench.percentile(hits, g)
         before += low <= rate <= high
     assert .93 <= held/1500 <= .97 and before/1500 < .92
 
 
 def clips_of(g, groups, rate, clips=30):
     "Answers to clips whose operation is right at a rate that differs between groups: what `clip_report` gets."
-    hits = hits_of(g, groups, rate, .05, clips).ravel()
+    hits = bench.hits_of(g, groups, rate, .05, clips).ravel()
     true = g.choice(5, len(hits), p=[.35, .25, .2, .12, .08])
     said = np.where(hits, true, (true + g.integers(1, 5, len(hits))) % 5)
     end = np.clip(70 + np.round(g.standard_t(3, len(hits))*3), 1, 124).astype(int)
@@ -81,7 +75,7 @@ def test_intervals_of_a_report_hold_the_truth():
 def test_equal_methods_differ_rarely():
     g, rejected, groups = np.random.default_rng(2), 0, np.repeat(range(8), 54).tolist()
     for _ in range(250):
-        both = np.concatenate([hits_of(g, 8, .93, .05).ravel(), hits_of(g, 8, .93, .05).ravel()]).astype(float)
+        both = np.concatenate([bench.hits_of(g, 8, .93, .05).ravel() for _ in range(2)]).astype(float)
         rejected += paired(lambda at, both=both: both[at].mean(), groups)['p'] <= .05
     assert rejected/250 <= .07
 

@@ -329,10 +329,68 @@ class _Asking:
         self.next = round(found*fps)/fps
         return None
 
+# %% ../nbs/04c_live.ipynb #1a7c821c
+class _Moments:
+    "What has become known of a source, for whoever asks."
+    def __init__(self, engine: Engine, timeline: LiveTimeline, asking: _Asking, ticket: Ticket):
+        self._engine, self.timeline, self._asking, self._ticket = engine, timeline, asking, ticket
+        self._moments: deque[Moment] = deque(maxlen=64) # that nobody has taken
+        self._changed = threading.Condition(threading.RLock())
+        self._error: BaseException | None = None
+        self._newest: np.ndarray | None = None
+        self._answered, self._over = 0, False
+        self._next: dict[str, float] = {}
+
+    def _tell(self, state: str, behind: float, message: str = ''):
+        "Leave a moment for whoever asks."
+        t, picture = self.timeline, self._newest
+        if picture is not None:
+            h, w = picture.shape[:2]
+            picture = scaled(picture, (WIDE, max(1, round(h*WIDE/w)))) if w > WIDE else picture
+            picture = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+        self._moments.append(Moment(
+            t.end, t.operation, t.probability, self._following(), behind, t.segments(), state, picture, t.settled,
+            self._answered, self._asking.dropped, message))
+        self._changed.notify_all()
+
+    def _following(self) -> dict[str, float]:
+        "What comes next, by the order of work and by the model."
+        operation, prior = self.timeline.operation, self._engine.prior
+        if prior and operation: return next_operations(operation, prior.grammar, self._next)
+        others = {n: p for n, p in self._next.items() if n != operation}
+        total = sum(others.values()) or 1.
+        return {n: p/total for n, p in sorted(others.items(), key=lambda x: -x[1])}
+
+    def wait(self,
+        message: str, # why no frames come
+    ):
+        "Say that the source is away."
+        with self._changed: self._tell('waiting', 0., message)
+
+    def fail(self,
+        error: BaseException, # what `moments` is to raise
+    ):
+        "The source cannot be read."
+        with self._changed:
+            self._error = self._error or error
+            self._changed.notify_all()
+
+    def moments(self,
+        timeout: float = 0., # seconds to wait for the first one
+    ) -> list[Moment]:       # in order; empty where there is none
+        "What has become known since the last call. Raises what the engine raised, and `Cancelled` for the request."
+        self._ticket.check()
+        with self._changed:
+            self._changed.wait_for(lambda: self._moments or self._error or self._over, timeout)
+            found = list(self._moments)
+            self._moments.clear()
+            if self._error and not found: raise self._error
+        return found
+
 # %% ../nbs/04c_live.ipynb #6c1154d0
 _feeds = itertools.count() # so that no two have the same name: the model remembers frames by it
 
-class LiveFeed:
+class LiveFeed(_Moments):
     """Frames in, moments out, for sources that call by themselves; `follow_live` feeds one for those that are read.
 
     An engine's answers come in its own thread. Frames of which nobody takes moments do no harm: the oldest are let go.
@@ -349,17 +407,12 @@ class LiveFeed:
     ):
         spec = engine.spec
         check_number(stride, 'stride', 1/spec.fps, 3600)
-        self._engine, self._clock, self._ticket = engine, clock, ticket or Ticket()
-        self._windows = _Windows(spec, fps, hole)
-        self._asking = _Asking(self._windows, stride, f'{name} {next(_feeds)}')
-        self.timeline = LiveTimeline(engine.taxonomy, engine.prior, lag, spec.seconds)
-        self._moments: deque[Moment] = deque(maxlen=64) # that nobody has taken
-        self._changed = threading.Condition(threading.RLock())
-        self._pending = False              # is the model at work?
-        self._error: BaseException | None = None
-        self._newest: np.ndarray | None = None
-        self._answered, self._ending, self._over = 0, False, False
-        self._next: dict[str, float] = {}
+        self._clock, self._windows = clock, _Windows(spec, fps, hole)
+        asking = _Asking(self._windows, stride, f'{name} {next(_feeds)}')
+        timeline = LiveTimeline(engine.taxonomy, engine.prior, lag, spec.seconds)
+        super().__init__(engine, timeline, asking, ticket or Ticket())
+        self._pending = False # is the model at work?
+        self._ending = False
 
     def put(self,
         time: float,        # seconds since the source began, later than before; else the frame is passed over
@@ -408,52 +461,6 @@ class LiveFeed:
         self.timeline.add(example.start, p, example.n_frames/example.fps)
         self._answered, self._next = self._answered + 1, found.next_probabilities
         self._tell('live', self._clock.now() - due)
-
-    def _tell(self, state: str, behind: float, message: str = ''):
-        "Leave a moment for whoever asks."
-        t, picture = self.timeline, self._newest
-        if picture is not None:
-            h, w = picture.shape[:2]
-            picture = scaled(picture, (WIDE, max(1, round(h*WIDE/w)))) if w > WIDE else picture
-            picture = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
-        self._moments.append(Moment(
-            t.end, t.operation, t.probability, self._following(), behind, t.segments(), state, picture, t.settled,
-            self._answered, self._asking.dropped, message))
-        self._changed.notify_all()
-
-    def _following(self) -> dict[str, float]:
-        "What comes next, by the order of work and by the model."
-        operation, prior = self.timeline.operation, self._engine.prior
-        if prior and operation: return next_operations(operation, prior.grammar, self._next)
-        others = {n: p for n, p in self._next.items() if n != operation}
-        total = sum(others.values()) or 1.
-        return {n: p/total for n, p in sorted(others.items(), key=lambda x: -x[1])}
-
-    def wait(self,
-        message: str, # why no frames come
-    ):
-        "Say that the source is away."
-        with self._changed: self._tell('waiting', 0., message)
-
-    def fail(self,
-        error: BaseException, # what `moments` is to raise
-    ):
-        "The source cannot be read."
-        with self._changed:
-            self._error = self._error or error
-            self._changed.notify_all()
-
-    def moments(self,
-        timeout: float = 0., # seconds to wait for the first one
-    ) -> list[Moment]:       # in order; empty where there is none
-        "What has become known since the last call. Raises what the engine raised, and `Cancelled` for the request."
-        self._ticket.check()
-        with self._changed:
-            self._changed.wait_for(lambda: self._moments or self._error or self._over, timeout)
-            found = list(self._moments)
-            self._moments.clear()
-            if self._error and not found: raise self._error
-        return found
 
     def end(self,
         patience: float = 30., # seconds to wait for the model

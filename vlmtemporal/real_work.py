@@ -16,6 +16,8 @@ from scipy.optimize import minimize
 from scipy.special import log_ndtr, logsumexp
 
 from .basics import BadInput, rng
+from .metrics import boundary_counts, edit_score, f1_of, overlap_counts
+from .operations import Segment
 
 # %% ../nbs/03k_real_work.ipynb #9953b233
 def _checked(scores: Sequence, where: str) -> list[np.ndarray]:
@@ -521,35 +523,11 @@ def _pairs(predicted: Sequence, truth: Sequence) -> list[tuple[np.ndarray, np.nd
     if not fit: raise BadInput('labels that do not fit their truth', 'reading_scores', 'give (T,) whole numbers each')
     return found
 
-def _hit_counts(p: np.ndarray, q: np.ndarray, iou: float) -> tuple[int, int, int]:
-    "Hits, predicted and true segments: each predicted one meets the true one of its class that it overlaps most."
-    (c, a, b), (true, start, end) = segments_of(p), segments_of(q)
-    both = np.minimum(b[:, None], end) - np.maximum(a[:, None], start)
-    either = np.maximum(b[:, None], end) - np.minimum(a[:, None], start)
-    found = both/either*(c[:, None] == true)
-    hit = {int(row.argmax()) for row in found if row.max() >= iou}
-    return len(hit), len(c), len(true)
-
-def _boundary_counts(p: np.ndarray, q: np.ndarray, tolerance: int) -> tuple[int, int, int]:
-    "Pairs of boundaries at most so many frames apart, predicted and true boundaries."
-    a, b = segments_of(p)[1][1:].tolist(), segments_of(q)[1][1:].tolist()
-    i = j = pairs = 0
-    while i < len(a) and j < len(b):
-        near = abs(a[i] - b[j]) <= tolerance
-        pairs += near
-        i, j = i + (near or a[i] < b[j]), j + (near or a[i] >= b[j])
-    return pairs, len(a), len(b)
+def _as_segments(labels: np.ndarray) -> list[Segment]:
+    "A segment for each run, a frame for a second."
+    return [Segment(str(c), float(a), float(b)) for c, a, b in zip(*segments_of(labels))]
 
 # %% ../nbs/03k_real_work.ipynb #1f9234d5
-def _edit(p: np.ndarray, q: np.ndarray) -> float:
-    "1 - Levenshtein distance of two orders over the longer one's length."
-    a, b = segments_of(p)[0], segments_of(q)[0]
-    row = each = np.arange(len(b) + 1)
-    for x in a:
-        new = np.r_[row[0] + 1, np.minimum(row[1:] + 1, row[:-1] + (b != x))]
-        row = np.minimum.accumulate(new - each) + each
-    return 1 - row[-1]/max(len(a), len(b))
-
 def reading_scores(
     predicted: Sequence[np.ndarray], # (T,) classes of each video
     truth: Sequence[np.ndarray],
@@ -557,14 +535,14 @@ def reading_scores(
 ) -> dict[str, float]:               # percent
     "F1@10, F1@50, edit, boundary F1 and frame accuracy. Raises `BadInput` for labels that are not (T,) pairs."
     pairs = _pairs(predicted, truth)
-    def f1(counts):
-        hits, found, true = np.sum(counts, 0)
-        return 200*float(hits)/float(found + true) if found + true else 100. # nothing to find, nothing found
-    right = np.concatenate([p == q for p, q in pairs])
-    return {'F1@10': f1([_hit_counts(p, q, .1) for p, q in pairs]),
-            'F1@50': f1([_hit_counts(p, q, .5) for p, q in pairs]),
-            'edit': 100*float(np.mean([_edit(p, q) for p, q in pairs])),
-            'boundary': f1([_boundary_counts(p, q, tolerance) for p, q in pairs]), 'accuracy': 100*float(right.mean())}
+    both = [(_as_segments(p), _as_segments(q)) for p, q in pairs]
+    def f1(counts): # where there is nothing to find, nothing is all that can be found
+        return 100*np.nan_to_num(f1_of(np.sum(counts, 0)), nan=1.)
+    at_10, at_50 = f1([overlap_counts(p, q, '', (.1, .5)) for p, q in both])
+    near, = f1([boundary_counts(p, q, '', (tolerance,)) for p, q in both])
+    edit, right = np.mean([edit_score(p, q, '') for p, q in both]), np.concatenate([p == q for p, q in pairs]).mean()
+    return {'F1@10': float(at_10), 'F1@50': float(at_50), 'edit': 100*float(edit), 'boundary': float(near),
+            'accuracy': 100*float(right)}
 
 # %% ../nbs/03k_real_work.ipynb #61eea73b
 def _folds(groups: Sequence, most: int = 4) -> list[np.ndarray]:

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LEADING', 'LEADING_TIMELINE', 'FORMAT', 'Table', 'format_number', 'format_interval', 'person_of', 'group_sessions',
-           'ranges_over', 'swaps_over', 'Provenance', 'MethodPredictions', 'clip_length', 'MethodComparison',
-           'paired_difference', 'score_table', 'class_table', 'by_session', 'with_grammar', 'score_timelines',
-           'SessionPredictions', 'evidence_hash', 'Result', 'nan_to_null', 'all_metrics', 'prediction_from_dict',
-           'rescore', 'pool_methods', 'PooledSessions', 'PooledResult', 'pool']
+           'swaps_over', 'Provenance', 'MethodPredictions', 'clip_length', 'MethodComparison', 'paired_difference',
+           'score_table', 'class_table', 'by_session', 'with_grammar', 'score_timelines', 'SessionPredictions',
+           'evidence_hash', 'Result', 'nan_to_null', 'all_metrics', 'prediction_from_dict', 'rescore', 'pool_methods',
+           'PooledSessions', 'PooledResult', 'pool']
 
 # %% ../nbs/03e_results.ipynb #78cad367
 import re
@@ -30,7 +30,7 @@ from .metrics import (ClipScores, boundary_errors, class_f1, clip_report, confus
 from .openpack import Session
 from .operations import Grammar, Segment, Taxonomy
 from .sessions import person
-from .statistics import MIN_GROUPS, N_SWAPS, paired, smallest_p
+from .statistics import count_of, MIN_GROUPS, N_SWAPS, paired, ranges_over, smallest_p
 from .timeline import (GRAMMAR_WEIGHT, Timeline, TimelinePrior, WindowPredictions, apply_grammar_to_clips,
                                   plot_timeline)
 
@@ -79,27 +79,10 @@ def group_sessions(
     return (people, 'people') if len({*people}) >= MIN_GROUPS else (list(sessions), 'sessions')
 
 # %% ../nbs/03e_results.ipynb #e6949d5e
-def _count(n: int, unit: str) -> str:
-    "'1 person', '2 people', '1 session'."
-    one = {'people': 'person'}.get(unit, unit.removesuffix('s'))
-    return f'{n} {one if n == 1 else unit}'
-
-def ranges_over(
-    groups: Sequence[str], # of each clip or session
-    unit: str,             # what groups are
-    people: int,           # behind all groups
-) -> str:
-    "What the 95% intervals over these groups say something of; or that there are too few."
-    n = len({*groups})
-    if n < MIN_GROUPS: return f'{_count(n, unit)}: too few for an interval ({MIN_GROUPS} are needed).'
-    if unit == 'people': return f'95% intervals over {n} people.'
-    whose, of = ('one person', 'nothing') if people == 1 else (_count(people, 'people'), 'little')
-    return f'95% intervals over {n} {unit} of {whose}: they say {of} of other people.'
-
 def swaps_over(groups: Sequence[str], unit: str) -> str:
     "How a p over these groups was found, and the smallest that there can be."
     n = len({*groups})
-    return (f'p, two-sided, by swapping the answers of two methods within {_count(n, unit)}: '
+    return (f'p, two-sided, by swapping the answers of two methods within {count_of(n, unit)}: '
             f'none can be below {smallest_p(n, N_SWAPS):.2g}.')
 
 # %% ../nbs/03e_results.ipynb #1413b86d

@@ -25,6 +25,7 @@ from .operations import TAXONOMIES, Taxonomy
 from .results import MethodComparison, MethodPredictions, Table, format_interval, prediction_from_dict
 from .sessions import Session
 from .shards import Example
+from .statistics import ranges_over
 from .video import ffmpeg
 
 # %% ../nbs/03l_robustness.ipynb #cf24e1c1
@@ -123,8 +124,8 @@ def _trial_table(trial: Trial) -> Table:
         values = [format_interval(blocks['all clips'][m] | dict(low=np.nan, high=np.nan)) for m in TRIED]
         apart = [format_interval(differences.get(name, {}).get(m), '+') for m in TRIED]
         rows.append([name, *(x for pair in zip(values, apart, strict=True) for x in pair)])
-    people = len(set(trial.people))
-    return Table(head, rows, f'{len(trial.clips)} clips of {people} people; intervals are over people.')
+    note = ranges_over(trial.people, 'people', len({*trial.people}))
+    return Table(head, rows, f'{len(trial.clips)} clips. {note}')
 
 # %% ../nbs/03l_robustness.ipynb #49e80a06
 def as_shown(

@@ -21,7 +21,7 @@ from .samplers import NEAR_SECONDS, get_sampler, list_samplers
 from .sampling import auc, boundary_distance, largest_gap, segments_seen
 from .scores import SCORES, score_video, smooth
 from .sessions import Session, fitted, person
-from .statistics import MIN_GROUPS, estimate_mean
+from .statistics import estimate_mean, MIN_GROUPS, ranges_over
 from .video import Video
 from .workers import spread
 
@@ -164,19 +164,6 @@ def _draw(rows: list[dict]) -> Picture:
     fig.tight_layout()
     return Picture(fig)
 
-# %% ../nbs/01p_study.ipynb #b6747513
-def _ranges_over(
-    unit: str,   # 'people' or 'sessions'
-    groups: int,
-    people: int, # behind all groups
-) -> str:
-    "What the 95% intervals say something of; or that there are too few groups."
-    if groups < MIN_GROUPS:
-        return f'{groups} session{"s"*(groups > 1)}: too few for an interval ({MIN_GROUPS} are needed).'
-    if unit == 'people': return f'95% intervals over {groups} people.'
-    whose, of = ('one person', 'nothing') if people == 1 else (f'{people} people', 'little')
-    return f'95% intervals over {groups} sessions of {whose}: they say {of} of other people.'
-
 # %% ../nbs/01p_study.ipynb #e00e572a
 def _without_nan(value: Any) -> Any:
     "The same with None for NaN."
@@ -196,7 +183,7 @@ class Study:
     @property
     def ranges(self) -> str:
         "What the intervals range over, in a sentence."
-        return _ranges_over(self.unit, self.people if self.unit == 'people' else self.sessions, self.people)
+        return ranges_over(range(self.people if self.unit == 'people' else self.sessions), self.unit, self.people)
     def to_dict(self) -> dict:
         "JSON's shape, with null for a number that there is not."
         return _without_nan(asdict(self)) | dict(ranges=self.ranges)
