@@ -50,12 +50,13 @@ def main() -> int:
     kept = how.out.with_suffix('.parts')
     kept.mkdir(parents=True, exist_ok=True)
     folders = [f for f in sorted(how.people.glob('shards-*')) if (f/'test'/'index.json').exists()]
+    if not folders: sys.exit(f'{how.people}: no shards-SEED with a test split; `python bench/people.py` makes them')
     people = {f: some(f, how.clips) for f in folders}
     taxonomy = find_split(folders[0], 'test').taxonomy
     loaded, said = load_model('tiny', how.adapter), {}
     for condition in (AS_RECORDED, *how.conditions, *(RECORDINGS if how.recordings else ())):
-        name = json_hash(condition)[:12] # of '+20%' and '-20%' the letters are the same
-        part = kept/f'{adapter.weights_sha256[:12]}-{len(people)}x{how.clips}-{name}.json'
+        asked = [adapter.weights_sha256, condition, how.clips, *(str(f.resolve()) for f in people)]
+        part = kept/f'{json_hash(asked)[:16]}.json'
         if not part.exists():
             answers = predict_examples(loaded, shown(people, condition, adapter.spec, kept), taxonomy, name=condition)
             write_json(part, [p.to_dict() for p in answers])

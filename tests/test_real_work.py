@@ -146,3 +146,8 @@ def test_labels_that_do_not_fit_are_refused(predicted, truth):
 def test_nothing_to_find_is_found():
     "A video of one class has no inner boundary."
     assert reading_scores([[1, 1, 1]], [[1, 1, 1]])['boundary'] == 100
+
+
+def test_names_are_no_classes():
+    with pytest.raises(BadInput, match='whole numbers'): fit_reader([np.eye(3)], [['Cut', 'Cut', 'Peel']])
+    with pytest.raises(BadInput, match='whole numbers'): fit_reader([np.eye(3)], [[None]*3])

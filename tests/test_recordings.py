@@ -502,8 +502,9 @@ def test_a_video_on_two_sides_is_told(tmp_path):
 
 def test_study_of_a_folder_of_videos_and_labels(folder, cli):
     "One command on somebody's own footage: its recordings.yaml is made, and one group alone gets no interval."
+    (folder/'kitchen.csv').write_text('start,end,label\n0,1,a\n')
     code, out, err = cli('study', folder, '--sampler', 'flow-inverse', '--seconds', 2, '--fps', 5, '--json')
-    assert code == 0 and 'recordings.yaml' in err, err
+    assert code == 0 and 'written: ' in err and 'recordings.yaml' in err and 'open: kitchen.csv' in err, err
     found = json.loads(out, parse_constant=lambda name: pytest.fail(f'{name} is no JSON'))
     assert (folder/'recordings.yaml').is_file() and found['unit'] == 'sessions' and 'too few' in found['ranges']
     assert all(r['recall']['0.25']['low'] is None and 0 <= r['recall']['0.25']['mean'] <= 1 for r in found['rows'])

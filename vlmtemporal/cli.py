@@ -256,12 +256,10 @@ def study(
 
     ROOT may be a folder of your own videos with labels beside them: it gets its recordings.yaml first, as by `init`.
     """
-    from vlmtemporal.recordings import FILE
-    from vlmtemporal.study import study
-    is_new = root.is_dir() and not (root/FILE).exists()
+    from vlmtemporal.study import make_readable, study
+    for line in make_readable(root): typer.echo(line, err=True)
     result = study(root, tuple(sampler or ()), _spec(None, roi, seconds, fps, k, _usual(root)),
                    seed=seed, cache=out/'scores' if out else None, workers=workers or os.cpu_count() or 1)
-    if is_new and (root/FILE).exists(): typer.echo(f'written: {root/FILE}', err=True)
     if out:
         write_json(out/'study.json', result.to_dict())
         write_text(out/'study.md', result._repr_markdown_() + '\n')

@@ -311,7 +311,8 @@ def sessions(
 ) -> list[Session]:
     "All sessions below `root`, by subject and session; raises `BadInput` when there is none, or one has a bad name."
     root = Path(root)
-    if not root.is_dir(): raise BadInput('no such folder', root, 'give the folder that holds U0101, U0102, ...')
+    if not root.is_dir():
+        raise BadInput('no such folder', root, 'give one with recordings.yaml, or that holds U0101, U0102, ...')
     found = sorted(root.glob('U*/annotation/openpack-operations/S*.csv'))
     if not found:
         raise BadInput('holds no session', root, 'expected U0101/annotation/openpack-operations/S0100.csv below it')

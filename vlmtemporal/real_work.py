@@ -45,7 +45,8 @@ def _checked_truth(truth: Sequence, scores: list[np.ndarray]) -> list[np.ndarray
     found = [np.asarray(y) for y in truth]
     for i, (y, x) in enumerate(zip(found, scores)):
         classes = x.shape[1]
-        if y.shape != (len(x),) or (y != np.floor(y)).any() or y.min() < 0 or y.max() >= classes:
+        numbers = y.shape == (len(x),) and y.dtype.kind in 'biuf'
+        if not numbers or (y != np.floor(y)).any() or y.min() < 0 or y.max() >= classes:
             raise BadInput(f'the truth is not {len(x)} whole numbers from 0 to {classes - 1}', f'fit_reader, video {i}',
                            "give each frame's class")
     return [y.astype(np.int64) for y in found]
