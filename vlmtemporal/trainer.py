@@ -26,7 +26,8 @@ from .backbones import public_name, weights_fingerprint
 from .basics import BadInput, VLMTemporalError, number_range, read_json, shown, why_refused
 from .checkpoints import (check_restorable, checkpoint_path, checkpoint_step, incomplete, last_checkpoint,
                                      mark_complete)
-from .kernels import checkpointing_arguments, freeze_vision, guard_fp16, keep_layers, run_in_float32
+from .kernels import (checkpointing_arguments, freeze_vision, fuse_adapters, guard_fp16, keep_layers,
+                                 run_in_float32)
 from .loading import LoadedModel, compute_dtype
 from .prompts import answer_text, messages
 from .publishing import model_card
@@ -57,13 +58,15 @@ class TrainConfig:
     lora_r: Annotated[_Whole, Field(ge=1, le=1024, description='rank of the adapters')] = 16
     lora_alpha: Annotated[_Whole, Field(
         ge=1, le=65536, description='what they add is scaled by lora_alpha/lora_r')] = 32
-    lora_dropout: Annotated[_Number, Field(ge=0, lt=1, description='share of their inputs that is dropped')] = .05
+    lora_dropout: Annotated[_Number, Field(ge=0, lt=1, description='share of their inputs that is dropped')] = 0.
     augment: Annotated[_Number, Field(
         ge=0, le=2, description='how far light and camera are varied; 0: not at all')] = 0.
     start: Annotated[str, Field(description='adapter folder whose weights it begins with; none: new ones')] = ''
     save_steps: Annotated[_Whole, Field(ge=1, le=10**9, description='optimiser steps between checkpoints')] = 50
     keep: Annotated[_Whole, Field(ge=1, le=10**6, description='checkpoints kept')] = 3
     gradient_checkpointing: Annotated[_Flag, Field(description='compute layers twice: less memory, more time')] = True
+    fused: Annotated[_Flag, Field(
+        description='adapters, norms and rotation in fused kernels; false: as the libraries do')] = True
     kept_layers: Annotated[_Whole, Field(ge=0, le=1024, description=(
         'layers of the language model that are not computed twice, with gradient_checkpointing'))] = 0
     seed: Annotated[_Whole, Field(ge=0, lt=2**32, description='of every random choice')] = 0
@@ -486,6 +489,7 @@ def make_trainer(
         if p.requires_grad: p.data = p.data.to(torch.float32)
     loaded.model = trainer.model
     freeze_vision(loaded.tower)
+    if config.fused: fuse_adapters(loaded.model)
     if config.kept_layers: trainer.add_callback(_keeper(loaded, config))
     return trainer
 
