@@ -6,7 +6,7 @@
 __all__ = ['frames_digest', 'tower_fingerprint', 'TowerFile', 'Replay', 'tower_path', 'TowerMemory']
 
 # %% ../nbs/02n_tower_file.ipynb #919f2c1c
-import errno, hashlib, inspect, io, json, os, queue, shutil, threading, time, warnings, weakref, zlib
+import hashlib, inspect, io, json, os, queue, shutil, threading, time, warnings, weakref, zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -133,14 +133,14 @@ class TowerFile:
         with _alone(self.path): self._begin(rows, most)
         free = shutil.disk_usage(self.path.parent).free + os.fstat(self._fd).st_blocks*512
         self.slots = self._fitting(rows, min(most, free - spare))
-        if not self.slots: raise OSError(errno.ENOSPC, f'no room for the {self.stride/1e6:.3g} MB of one example')
+        if not self.slots: raise OSError(f'no room for the {self.stride/1e6:.3g} MB of one example')
     def _fitting(self, rows: int, room: float) -> int: return max(0, min(rows, int((room - _PAGE)//self.stride)))
     def _begin(self, rows: int, most: float):
         "Write the header, unless it is there; cut off what is above the bound."
         header = _MAGIC + json.dumps(dict(tower=self.fingerprint, stride=self.stride)).encode()
         found = os.pread(self._fd, _PAGE, 0)
         if found.rstrip(b'\0') != header:
-            if found and not found.startswith(_MAGIC): raise OSError(errno.EEXIST, 'it is another file')
+            if found and not found.startswith(_MAGIC): raise FileExistsError('it is another file')
             if found: self._warn('is of another tower or other frames, and is written anew')
             os.ftruncate(self._fd, 0)
             _write(self._fd, header.ljust(_PAGE, b'\0'), 0)
@@ -153,7 +153,7 @@ class TowerFile:
         try: yield
         except OSError as e:
             self._warn(f'cannot be used ({why_refused(e)}); the vision tower is computed in every pass')
-            self._end(e.errno != errno.EEXIST)
+            self._end(not isinstance(e, FileExistsError))
     def _end(self, ours: bool = True):
         self.off = True
         if self._fd < 0 or not ours: return
