@@ -26,8 +26,8 @@ from .backbones import public_name, weights_fingerprint
 from .basics import BadInput, VLMTemporalError, number_range, read_json, shown, why_refused
 from .checkpoints import (check_restorable, checkpoint_path, checkpoint_step, incomplete, last_checkpoint,
                                      mark_complete)
-from .kernels import (checkpointing_arguments, freeze_vision, fuse_gates, fuse_norms, fuse_rotations,
-                                 guard_fp16, run_in_float32, unpack, widen_feed_forward)
+from .kernels import (checkpointing_arguments, freeze_vision, fuse_adapters, fuse_gates, fuse_norms,
+                                 fuse_rotations, guard_fp16, run_in_float32, unpack, widen_feed_forward)
 from .loading import LoadedModel, compute_dtype
 from .prompts import answer_text, messages
 from .publishing import model_card
@@ -58,7 +58,7 @@ class TrainConfig:
     lora_r: Annotated[_Whole, Field(ge=1, le=1024, description='rank of the adapters')] = 16
     lora_alpha: Annotated[_Whole, Field(
         ge=1, le=65536, description='what they add is scaled by lora_alpha/lora_r')] = 32
-    lora_dropout: Annotated[_Number, Field(ge=0, lt=1, description='share of their inputs that is dropped')] = .05
+    lora_dropout: Annotated[_Number, Field(ge=0, lt=1, description='share of their inputs that is dropped')] = 0.
     augment: Annotated[_Number, Field(
         ge=0, le=2, description='how far light and camera are varied; 0: not at all')] = 0.
     start: Annotated[str, Field(description='adapter folder whose weights it begins with; none: new ones')] = ''
@@ -465,6 +465,7 @@ def _speed_up(loaded: LoadedModel, config: TrainConfig):
     widen_feed_forward(loaded.tower)
     if config.fused:
         for fuse in (fuse_norms, fuse_gates, fuse_rotations): fuse(loaded.base)
+        fuse_adapters(loaded.model)
     freeze_vision(loaded.tower)
 
 # %% ../nbs/02h_trainer.ipynb #a2a0078f
