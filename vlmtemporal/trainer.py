@@ -27,7 +27,7 @@ from .basics import BadInput, VLMTemporalError, number_range, read_json, shown, 
 from .checkpoints import (check_restorable, checkpoint_path, checkpoint_step, incomplete, last_checkpoint,
                                      mark_complete)
 from .kernels import (checkpointing_arguments, freeze_vision, fuse_adapters, fuse_gates, fuse_norms,
-                                 fuse_rotations, guard_fp16, run_in_float32, unpack, widen_feed_forward)
+                                 fuse_rotations, guard_fp16, keep_layers, run_in_float32, unpack, widen_feed_forward)
 from .loading import LoadedModel, compute_dtype
 from .prompts import answer_text, messages
 from .publishing import model_card
@@ -69,6 +69,8 @@ class TrainConfig:
         description='adapters, norms and rotation in fused kernels; false: as the libraries do')] = True
     tower_bits: Annotated[_Whole, Field(
         ge=4, le=16, description='4 or 16 bits for a weight of the frozen tower; 16 is faster, about 1 GiB more')] = 4
+    kept_layers: Annotated[_Whole, Field(ge=0, le=1024, description=(
+        'layers of the language model that are not computed twice, with gradient_checkpointing'))] = 0
     seed: Annotated[_Whole, Field(ge=0, lt=2**32, description='of every random choice')] = 0
     max_hours: Annotated[_Number, Field(
         ge=0, le=10**5, description='save and stop before so much time is over; 0: no limit')] = 0.
@@ -403,6 +405,15 @@ def forget_checkpoints(
     for p in before:
         if p not in kept: shutil.rmtree(p)
 
+# %% ../nbs/02h_trainer.ipynb #ef610b22
+def _keeper(loaded: LoadedModel, config: TrainConfig):
+    "A callback that lets as many layers keep what they computed as the settings say."
+    from transformers import TrainerCallback
+    class Keeper(TrainerCallback):
+        def on_train_begin(self, args, state, control, **_):
+            if config.gradient_checkpointing: keep_layers(loaded.model, loaded.tower, config.kept_layers)
+    return Keeper()
+
 # %% ../nbs/02h_trainer.ipynb #7e63d28c
 def _trainer_class(shards: Shards, out: Path, config: TrainConfig) -> type:
     "`SFTTrainer` that knows which examples its current step has seen, and whose checkpoints are whole or absent."
@@ -498,6 +509,7 @@ def make_trainer(
         if p.requires_grad: p.data = p.data.to(torch.float32)
     loaded.model = trainer.model
     _speed_up(loaded, config)
+    if config.kept_layers: trainer.add_callback(_keeper(loaded, config))
     return trainer
 
 # %% ../nbs/02h_trainer.ipynb #222fa293
