@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ATTENTION', 'WINDOWED', 'quiet', 'checkpointing_arguments', 'prompt_attention', 'prompt_mask', 'attention_names',
            'window_plan', 'window_attention', 'sizes_of', 'rotated', 'freeze_vision', 'fuse_norms',
-           'widen_feed_forward', 'run_in_float32', 'guard_fp16', 'unwrapped_names', 'restore_float32', 'dequantize',
-           'keep_differentiable', 'fuse_adapters', 'OneFrameVideos', 'show_as_videos']
+           'widen_feed_forward', 'run_in_float32', 'guard_fp16', 'unwrapped_names', 'restore_float32', 'layers_of',
+           'keep_layers', 'dequantize', 'keep_differentiable', 'fuse_adapters', 'OneFrameVideos', 'show_as_videos']
 
 # %% ../nbs/02a_kernels.ipynb #9cfa2f4f
 import logging, re, warnings
@@ -419,6 +419,61 @@ def restore_float32(
     if not names: return
     def narrow(module, args): return tuple(a.to(module.weight.dtype) for a in args)
     model.get_output_embeddings().register_forward_pre_hook(narrow)
+
+# %% ../nbs/02a_kernels.ipynb #f06bcb06
+def layers_of(
+    model,          # a transformers or peft model
+    tower,          # its vision tower
+) -> list:          # in their order
+    "The layers of the language model, as far as they can be checkpointed; none where transformers has no such layers."
+    try: from transformers.modeling_layers import GradientCheckpointingLayer
+    except ImportError: return []
+    seen = set(tower.modules())
+    return [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer) and m not in seen]
+
+# %% ../nbs/02a_kernels.ipynb #8bd906e4
+def _to_and_fro(model, layers: list):
+    "Send four tokens through the language model whose layers these are, forward and backward."
+    import torch
+    text = next(m for m in model.modules() if layers[0] in list(getattr(m, 'layers', None) or ()))
+    p = next(p for p in text.parameters() if p.is_floating_point())
+    x = torch.zeros(1, 4, text.config.hidden_size, device=p.device, dtype=p.dtype, requires_grad=True)
+    half, cards, training = p.dtype != torch.float32, [p.device] if p.device.type == 'cuda' else [], text.training
+    text.train()
+    with torch.enable_grad(), torch.random.fork_rng(cards), torch.autocast(p.device.type, p.dtype, enabled=half):
+        torch.autograd.grad(text(inputs_embeds=x, use_cache=False).last_hidden_state.float().sum(), x)
+    text.train(training)
+
+# %% ../nbs/02a_kernels.ipynb #36383317
+def _times_computed(model, layers: list) -> list[int]:
+    "How often each layer computes in one forward and backward pass."
+    counts = [0]*len(layers)
+    def counting(i):
+        def count(*_): counts[i] += 1
+        return count
+    hooks = [next(layer.children()).register_forward_pre_hook(counting(i)) for i, layer in enumerate(layers)]
+    try: _to_and_fro(model, layers)
+    finally:
+        for h in hooks: h.remove()
+    return counts
+
+# %% ../nbs/02a_kernels.ipynb #39c46ded
+def keep_layers(
+    model,     # whose layers are checkpointed
+    tower,     # its vision tower
+    keep: int, # so many layers are not computed twice; all that there are, when it is more
+) -> int:      # how many are not
+    "Let the last layers of the language model keep what they computed, and the others compute it again."
+    layers = layers_of(model, tower)
+    keep = min(keep, len(layers))
+    for i, layer in enumerate(layers): layer.gradient_checkpointing = i < len(layers) - keep
+    try: why = '' if _times_computed(model, layers) == [2]*(len(layers) - keep) + [1]*keep else 'the flag does nothing'
+    except Exception as e: why = f'{type(e).__name__}: {e}' # another version: slower, never wrong
+    if not why: return keep
+    for layer in layers: layer.gradient_checkpointing = True
+    warnings.warn(f'all layers are computed twice ({why}): this version of transformers is not known',
+                  VLMTemporalWarning, stacklevel=2)
+    return 0
 
 # %% ../nbs/02a_kernels.ipynb #16cff722
 def dequantize(model, dtype):
