@@ -770,12 +770,16 @@ class _FusedLinear:
     "The forward of a peft layer: with others of its parent, alone, or as peft has it."
     def __init__(self, layer):
         self.layer, self.stock, self.shared = layer, layer.forward, None
+    @property
+    def installed(self) -> bool:
+        "Is it the layer's forward, and no part of another one?"
+        return vars(self.layer).get('forward') is self
     def __call__(self, x, *args, **kwargs):
         "What the layer answers to `x`."
         from vlmtemporal.lora import low_rank
         mine = None if args or kwargs else _adapted(self.layer, x)
         if mine is None: return self.stock(x, *args, **kwargs)
-        if self.shared is not None and self.shared.open: return self.shared.take(self, x)
+        if self.shared and self.shared.open and self.installed: return self.shared.take(self, x)
         found, dtype, answers_in = mine
         return low_rank(x, [found], dtype)[0].to(answers_in)
 
@@ -804,7 +808,7 @@ class _SharedInput:
     def _compute(self, member, x):
         "What all layers answer that compute in the format of this one."
         from vlmtemporal.lora import low_rank
-        fit = {m: a for m in self.members if vars(m.layer).get('forward') is m and (a := _adapted(m.layer, x))}
+        fit = {m: a for m in self.members if m.installed and (a := _adapted(m.layer, x))}
         same = {m: a for m, a in fit.items() if a[1] == fit[member][1]}
         outs = low_rank(x, [found for found, _, _ in same.values()], fit[member][1])
         self.ready = {m: out.to(a[2]) for (m, a), out in zip(same.items(), outs)}
@@ -854,7 +858,7 @@ def _disagreement_of(members: list) -> str | None:
     x = x.to(layers[0].base_layer.weight.device, dtype)
     with _learnt(layers) as trained, torch.enable_grad():
         narrow = dtype.itemsize == 2 and trained[0].dtype != dtype
-        with torch.autocast(x.device.type, dtype if narrow else None, enabled=narrow):
+        with torch.autocast(x.device.type, dtype if narrow else None, enabled=narrow, cache_enabled=False):
             theirs, shared = _pass([m.stock for m in members], x, trained), _SharedInput(members)
             alone = _furthest(_pass(members, x, trained), theirs)
             together = _furthest(_pass([partial(shared.take, m) for m in members], x, trained), theirs)
