@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['ATTENTION', 'WINDOWED', 'quiet', 'checkpointing_arguments', 'prompt_attention', 'prompt_mask', 'attention_names',
            'window_plan', 'window_attention', 'sizes_of', 'rotated', 'freeze_vision', 'fuse_norms',
-           'widen_feed_forward', 'run_in_float32', 'guard_fp16', 'unwrapped_names', 'restore_float32', 'dequantize',
-           'keep_differentiable', 'OneFrameVideos', 'show_as_videos']
+           'widen_feed_forward', 'run_in_float32', 'guard_fp16', 'unwrapped_names', 'restore_float32', 'layers_of',
+           'keep_layers', 'dequantize', 'keep_differentiable', 'fuse_adapters', 'OneFrameVideos', 'show_as_videos']
 
 # %% ../nbs/02a_kernels.ipynb #9cfa2f4f
 import logging, re, warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache, wraps
+from functools import lru_cache, partial, wraps
+from typing import Any
 
 from .basics import BadInput, VLMTemporalError, VLMTemporalWarning
 
@@ -419,6 +420,61 @@ def restore_float32(
     def narrow(module, args): return tuple(a.to(module.weight.dtype) for a in args)
     model.get_output_embeddings().register_forward_pre_hook(narrow)
 
+# %% ../nbs/02a_kernels.ipynb #f06bcb06
+def layers_of(
+    model,          # a transformers or peft model
+    tower,          # its vision tower
+) -> list:          # in their order
+    "The layers of the language model, as far as they can be checkpointed; none where transformers has no such layers."
+    try: from transformers.modeling_layers import GradientCheckpointingLayer
+    except ImportError: return []
+    seen = set(tower.modules())
+    return [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer) and m not in seen]
+
+# %% ../nbs/02a_kernels.ipynb #8bd906e4
+def _to_and_fro(model, layers: list):
+    "Send four tokens through the language model whose layers these are, forward and backward."
+    import torch
+    text = next(m for m in model.modules() if layers[0] in list(getattr(m, 'layers', None) or ()))
+    p = next(p for p in text.parameters() if p.is_floating_point())
+    x = torch.zeros(1, 4, text.config.hidden_size, device=p.device, dtype=p.dtype, requires_grad=True)
+    half, cards, training = p.dtype != torch.float32, [p.device] if p.device.type == 'cuda' else [], text.training
+    text.train()
+    with torch.enable_grad(), torch.random.fork_rng(cards), torch.autocast(p.device.type, p.dtype, enabled=half):
+        torch.autograd.grad(text(inputs_embeds=x, use_cache=False).last_hidden_state.float().sum(), x)
+    text.train(training)
+
+# %% ../nbs/02a_kernels.ipynb #36383317
+def _times_computed(model, layers: list) -> list[int]:
+    "How often each layer computes in one forward and backward pass."
+    counts = [0]*len(layers)
+    def counting(i):
+        def count(*_): counts[i] += 1
+        return count
+    hooks = [next(layer.children()).register_forward_pre_hook(counting(i)) for i, layer in enumerate(layers)]
+    try: _to_and_fro(model, layers)
+    finally:
+        for h in hooks: h.remove()
+    return counts
+
+# %% ../nbs/02a_kernels.ipynb #39c46ded
+def keep_layers(
+    model,     # whose layers are checkpointed
+    tower,     # its vision tower
+    keep: int, # so many layers are not computed twice; all that there are, when it is more
+) -> int:      # how many are not
+    "Let the last layers of the language model keep what they computed, and the others compute it again."
+    layers = layers_of(model, tower)
+    keep = min(keep, len(layers))
+    for i, layer in enumerate(layers): layer.gradient_checkpointing = i < len(layers) - keep
+    try: why = '' if _times_computed(model, layers) == [2]*(len(layers) - keep) + [1]*keep else 'the flag does nothing'
+    except Exception as e: why = f'{type(e).__name__}: {e}' # another version: slower, never wrong
+    if not why: return keep
+    for layer in layers: layer.gradient_checkpointing = True
+    warnings.warn(f'all layers are computed twice ({why}): this version of transformers is not known',
+                  VLMTemporalWarning, stacklevel=2)
+    return 0
+
 # %% ../nbs/02a_kernels.ipynb #16cff722
 def dequantize(model, dtype):
     "Turn NF4 weights into ones of `dtype`, in place and without a word about it."
@@ -432,6 +488,212 @@ def keep_differentiable(model):
     "Keep bitsandbytes' layers off their way for CPUs with bf16, which knows no gradients."
     for layer in model.modules():
         if hasattr(layer, 'support_avx512bf16_for_cpu'): layer.support_avx512bf16_for_cpu = False
+
+# %% ../nbs/02a_kernels.ipynb #86bd812c
+def _plain(module) -> bool:
+    "Is this module as its library made it, with its own forward and without hooks?"
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return 'forward' not in vars(module) and not any(hooks)
+
+def _only_adapter(layer) -> str | None:
+    "The name of the one adapter that a peft layer adds in the plain way; None when it adds none, several or otherwise."
+    active = [name for name in layer.active_adapters if name in layer.lora_A]
+    if layer.disable_adapters or layer.merged or len(active) != 1: return None
+    name, modules = active[0], (layer.base_layer, layer.lora_A[active[0]], layer.lora_B[active[0]])
+    otherwise = name in layer.lora_variant or layer.lora_bias.get(name) or getattr(layer, 'fan_in_fan_out', False)
+    return None if otherwise or not all(map(_plain, modules)) else name
+
+# %% ../nbs/02a_kernels.ipynb #a7295e6a
+def _computes_in(base, x):
+    "The format in which a frozen linear layer multiplies `x`; None where it would refuse it, or packed its weights."
+    import torch
+    if hasattr(base.weight, 'quant_state'):
+        state = base.weight.quant_state
+        return None if state is None or getattr(state, 'packing_format_for_cpu', False) else base.compute_dtype
+    if torch.is_autocast_enabled(x.device.type): return torch.get_autocast_dtype(x.device.type)
+    return base.weight.dtype if x.dtype == base.weight.dtype else None
+
+def _frozen_weight(base, dtype):
+    "The weight of a linear layer of torch or bitsandbytes (out, in)."
+    state = getattr(base.weight, 'quant_state', None)
+    if state is None: return base.weight.data.to(dtype)
+    from bitsandbytes.functional import dequantize_4bit
+    return dequantize_4bit(base.weight.data, state).to(dtype)
+
+# %% ../nbs/02a_kernels.ipynb #ad86e3fe
+def _adapted(layer, x) -> tuple | None:
+    "A peft layer as page 2l takes it, the formats to compute in and to answer in; None where peft's forward is to run."
+    import torch
+    from vlmtemporal.lora import Adapted
+    base, name = layer.base_layer, _only_adapter(layer)
+    few = not torch.is_grad_enabled() and x.numel() <= 64*x.shape[-1] # bitsandbytes has a kernel for few tokens
+    if name is None or few or x.numel() == 0 or x.dtype == torch.float64 != base.weight.dtype: return None
+    if base.weight.requires_grad or base.bias is not None and base.bias.requires_grad: return None
+    dropout = layer.lora_dropout[name]
+    if dropout.training and getattr(dropout, 'p', 0) > 0: return None
+    if (dtype := _computes_in(base, x)) is None: return None
+    bias = None if base.bias is None else base.bias.to(dtype)
+    found = Adapted(partial(_frozen_weight, base, dtype), bias, layer.lora_A[name].weight, layer.lora_B[name].weight,
+                    layer.scaling[name])
+    return found, dtype, x.dtype if hasattr(base.weight, 'quant_state') else dtype
+
+# %% ../nbs/02a_kernels.ipynb #c526e00c
+class _FusedLinear:
+    "The forward of a peft layer: with others of its parent, alone, or as peft has it."
+    def __init__(self, layer):
+        self.layer, self.stock, self.shared = layer, layer.forward, None
+    @property
+    def installed(self) -> bool:
+        "Is it the layer's forward, and no part of another one?"
+        return vars(self.layer).get('forward') is self
+    def __call__(self, x, *args, **kwargs):
+        "What the layer answers to `x`."
+        from vlmtemporal.lora import low_rank
+        mine = None if args or kwargs else _adapted(self.layer, x)
+        if mine is None: return self.stock(x, *args, **kwargs)
+        if self.shared and self.shared.open and self.installed: return self.shared.take(self, x)
+        found, dtype, answers_in = mine
+        return low_rank(x, [found], dtype)[0].to(answers_in)
+
+# %% ../nbs/02a_kernels.ipynb #514ae0cf
+class _SharedInput:
+    "Layers of one parent that are given one input."
+    def __init__(self, members: list):
+        self.members, self.open = members, False
+        self.x: Any = None
+        self.ready: dict = {} # what is waiting, by member
+    def enter(self, parent, args):
+        "The parent's forward pass begins."
+        import torch
+        self.open = torch.is_grad_enabled() and len(self.members) > 1
+    def leave(self, parent, args, out):
+        "It is over; `out` is None where it failed."
+        if self.ready and out is not None: self.members = []
+        self.open, self.x = False, None
+        self.ready.clear()
+    def take(self, member, x):
+        "What one of the layers answers to `x`."
+        if self.x is not x or member not in self.ready: self._compute(member, x)
+        out = self.ready.pop(member)
+        if not self.ready: self.x = None
+        return out
+    def _compute(self, member, x):
+        "What all layers answer that compute in the format of this one."
+        from vlmtemporal.lora import low_rank
+        fit = {m: a for m in self.members if m.installed and (a := _adapted(m.layer, x))}
+        same = {m: a for m, a in fit.items() if a[1] == fit[member][1]}
+        outs = low_rank(x, [found for found, _, _ in same.values()], fit[member][1])
+        self.ready = {m: out.to(a[2]) for (m, a), out in zip(same.items(), outs)}
+        self.x = x
+
+# %% ../nbs/02a_kernels.ipynb #96118036
+@contextmanager
+def _learnt(layers: list) -> Iterator[list]:
+    "These peft layers with random B and without dropout, for a while; gives the parameters of their adapters."
+    import torch
+    names, g = [_only_adapter(layer) for layer in layers], torch.Generator().manual_seed(0)
+    given = [layer.lora_B[name].weight.data for layer, name in zip(layers, names)]
+    drops = [(m, m.training) for layer in layers for m in layer.lora_dropout.values()]
+    Bs = [layer.lora_B[name].weight for layer, name in zip(layers, names)]
+    try:
+        for B in Bs: B.data = .2*torch.randn(B.shape, generator=g).to(B)
+        for m, _ in drops: m.eval()
+        yield [*(layer.lora_A[name].weight for layer, name in zip(layers, names)), *Bs]
+    finally:
+        for B, data in zip(Bs, given): B.data = data
+        for m, training in drops: m.train(training)
+
+# %% ../nbs/02a_kernels.ipynb #2b070499
+def _pass(forwards: list, x, trained: list) -> list:
+    "What layers answer to `x`, and the gradients of `x` and of what is trained, for random gradients of the answers."
+    import torch
+    x, g = x.clone().requires_grad_(), torch.Generator().manual_seed(1)
+    outs = [forward(x) for forward in forwards]
+    grads = [torch.randn(out.shape, generator=g).to(out) for out in outs]
+    return [*outs, *torch.autograd.grad(outs, [x, *(p for p in trained if p.requires_grad)], grads)]
+
+def _furthest(ours: list, theirs: list) -> float:
+    "The largest distance of two tensors, as a share of the second one's length; infinite where there is no number."
+    pairs = [((a.float() - b.float()).norm()/b.float().norm().clamp(min=1e-6)).item() for a, b in zip(ours, theirs)]
+    return max(p if p == p else float('inf') for p in pairs)
+
+# %% ../nbs/02a_kernels.ipynb #3e1df73c
+def _native(base):
+    "The format of a frozen linear layer: in four bits, the one that it computes in."
+    return base.compute_dtype if hasattr(base.weight, 'quant_state') else base.weight.dtype
+
+def _disagreement_of(members: list) -> str | None:
+    "How far the fused forwards of layers with one input are from peft's; None when it is rounding."
+    import torch
+    layers, dtype = [m.layer for m in members], _native(members[0].layer.base_layer)
+    x = torch.randn(2, 8, layers[0].in_features, generator=torch.Generator().manual_seed(2))
+    x = x.to(layers[0].base_layer.weight.device, dtype)
+    with _learnt(layers) as trained, torch.enable_grad():
+        narrow = dtype.itemsize == 2 and trained[0].dtype != dtype
+        with torch.autocast(x.device.type, dtype if narrow else None, enabled=narrow, cache_enabled=False):
+            theirs, shared = _pass([m.stock for m in members], x, trained), _SharedInput(members)
+            alone = _furthest(_pass(members, x, trained), theirs)
+            together = _furthest(_pass([partial(shared.take, m) for m in members], x, trained), theirs)
+    apart, allowed = max(alone, together), 5e-2 if dtype.itemsize == 2 else 1e-4
+    return None if apart <= allowed else f'outputs or gradients differ by {apart:.1e}'
+
+# %% ../nbs/02a_kernels.ipynb #e42ea1d5
+_ONE_INPUT = ('q_proj', 'k_proj', 'v_proj'), ('gate_proj', 'up_proj')
+
+def _fusable(layer) -> bool:
+    "Is it a layer of peft with a plain adapter on a frozen linear layer of torch or bitsandbytes?"
+    import torch
+    from peft.tuners import lora
+    four_bits = getattr(lora, 'Linear4bit', None) # absent without bitsandbytes
+    if type(layer) not in (lora.Linear, four_bits) or 'forward' in vars(layer): return False
+    base = layer.base_layer
+    if type(layer) is lora.Linear and type(base) is not torch.nn.Linear or _only_adapter(layer) is None: return False
+    return _native(base) is not None and _computes_in(base, base.weight.new_empty(0, dtype=_native(base))) is not None
+
+def _with_one_input(model, fused: dict) -> dict:
+    "Fused layers by parent and names; those that are alone by themselves."
+    found = {(parent, names): [fused[c] for name in names if (c := getattr(parent, name, None)) in fused]
+             for parent in model.modules() for names in _ONE_INPUT}
+    several = {key: members for key, members in found.items() if len(members) > 1}
+    together = {m for members in several.values() for m in members}
+    return several | {(m, None): [m] for m in fused.values() if m not in together}
+
+# %% ../nbs/02a_kernels.ipynb #e43d73b9
+def _kind(members: list) -> tuple:
+    "What layers have in common that behave alike."
+    bases = [(m.layer.base_layer, m.layer) for m in members]
+    return tuple((type(layer), _native(b), layer.in_features, layer.out_features, b.bias is None) for b, layer in bases)
+
+def _install(model) -> tuple[dict, str | None]:
+    "Give every layer that can have it the fused forward: the layers with one input; why they should not have it."
+    fused = {m: _FusedLinear(m) for m in model.modules() if _fusable(m)}
+    for layer, member in fused.items(): layer.forward = member
+    units = _with_one_input(model, fused)
+    try: whys = [_disagreement_of(members) for members in {_kind(m): m for m in units.values()}.values()]
+    except Exception as e: whys = [f'{type(e).__name__}: {e}'] # another version: slower, never wrong
+    why = next(filter(None, whys), None)
+    if why:
+        for layer in fused: del layer.forward
+    return units, why
+
+# %% ../nbs/02a_kernels.ipynb #9ad1ff76
+def fuse_adapters(
+    model,  # a peft model; any other has nothing to fuse
+) -> int:   # layers that were given the fused forward; 0 where they have it already, or none agrees with peft's
+    "Compute peft's adapters and the frozen layers below them in one step of autograd each, or in one for several."
+    try: units, why = _install(model)
+    except (ImportError, AttributeError) as e: units, why = {}, f'{type(e).__name__}: {e}'
+    if why:
+        warnings.warn(f'adapters run as peft has them ({why}): this version of peft or bitsandbytes is not known',
+                      VLMTemporalWarning, stacklevel=2)
+        return 0
+    for (parent, _), members in units.items():
+        if len(members) == 1: continue
+        shared = _SharedInput(members)
+        for m in members: m.shared = shared
+        parent.register_forward_pre_hook(shared.enter)
+        parent.register_forward_hook(shared.leave, always_call=True)
+    return sum(map(len, units.values()))
 
 # %% ../nbs/02a_kernels.ipynb #b0204360
 _VICUNA = (

@@ -26,7 +26,8 @@ from .backbones import public_name, weights_fingerprint
 from .basics import BadInput, VLMTemporalError, number_range, read_json, shown, why_refused
 from .checkpoints import (check_restorable, checkpoint_path, checkpoint_step, incomplete, last_checkpoint,
                                      mark_complete)
-from .kernels import checkpointing_arguments, freeze_vision, guard_fp16, run_in_float32
+from .kernels import (checkpointing_arguments, freeze_vision, fuse_adapters, guard_fp16, keep_layers,
+                                 run_in_float32)
 from .loading import LoadedModel, compute_dtype
 from .prompts import answer_text, messages
 from .publishing import model_card
@@ -57,13 +58,17 @@ class TrainConfig:
     lora_r: Annotated[_Whole, Field(ge=1, le=1024, description='rank of the adapters')] = 16
     lora_alpha: Annotated[_Whole, Field(
         ge=1, le=65536, description='what they add is scaled by lora_alpha/lora_r')] = 32
-    lora_dropout: Annotated[_Number, Field(ge=0, lt=1, description='share of their inputs that is dropped')] = .05
+    lora_dropout: Annotated[_Number, Field(ge=0, lt=1, description='share of their inputs that is dropped')] = 0.
     augment: Annotated[_Number, Field(
         ge=0, le=2, description='how far light and camera are varied; 0: not at all')] = 0.
     start: Annotated[str, Field(description='adapter folder whose weights it begins with; none: new ones')] = ''
     save_steps: Annotated[_Whole, Field(ge=1, le=10**9, description='optimiser steps between checkpoints')] = 50
     keep: Annotated[_Whole, Field(ge=1, le=10**6, description='checkpoints kept')] = 3
     gradient_checkpointing: Annotated[_Flag, Field(description='compute layers twice: less memory, more time')] = True
+    fused: Annotated[_Flag, Field(
+        description='adapters, norms and rotation in fused kernels; false: as the libraries do')] = True
+    kept_layers: Annotated[_Whole, Field(ge=0, le=1024, description=(
+        'layers of the language model that are not computed twice, with gradient_checkpointing'))] = 0
     seed: Annotated[_Whole, Field(ge=0, lt=2**32, description='of every random choice')] = 0
     max_hours: Annotated[_Number, Field(
         ge=0, le=10**5, description='save and stop before so much time is over; 0: no limit')] = 0.
@@ -390,6 +395,15 @@ def forget_checkpoints(
     for p in before:
         if p not in kept: shutil.rmtree(p)
 
+# %% ../nbs/02h_trainer.ipynb #ef610b22
+def _keeper(loaded: LoadedModel, config: TrainConfig):
+    "A callback that lets as many layers keep what they computed as the settings say."
+    from transformers import TrainerCallback
+    class Keeper(TrainerCallback):
+        def on_train_begin(self, args, state, control, **_):
+            if config.gradient_checkpointing: keep_layers(loaded.model, loaded.tower, config.kept_layers)
+    return Keeper()
+
 # %% ../nbs/02h_trainer.ipynb #7e63d28c
 def _trainer_class(shards: Shards, out: Path, config: TrainConfig) -> type:
     "`SFTTrainer` that knows which examples its current step has seen, and whose checkpoints are whole or absent."
@@ -475,6 +489,8 @@ def make_trainer(
         if p.requires_grad: p.data = p.data.to(torch.float32)
     loaded.model = trainer.model
     freeze_vision(loaded.tower)
+    if config.fused: fuse_adapters(loaded.model)
+    if config.kept_layers: trainer.add_callback(_keeper(loaded, config))
     return trainer
 
 # %% ../nbs/02h_trainer.ipynb #222fa293
