@@ -30,7 +30,8 @@ from .prompts import answer_text
 from .publishing import merge, model_card, publish # noqa: F401, for others
 from .runtime import Runtime
 from .shards import Shards, find_split, verify
-from .trainer import (TrainConfig, check_run, guard_trainer, make_trainer, rank, run_memory,
+from .tower_file import SCRATCH
+from .trainer import (TrainConfig, check_run, guard_trainer, make_trainer, rank,
                                  save_adapter, stop_on_sigterm, train_config, world) # noqa: F401, for others
 
 _all_ = ['TrainConfig', 'train_config', 'merge', 'model_card', 'publish'] # what people ask this chapter for
@@ -266,8 +267,7 @@ def fit(
     checkpoint = _prepare(out, data, model, config, resume)
     set_seed(config.seed)
     loaded = load_model(model)
-    memory = run_memory(config, data, out)
-    trainer = make_trainer(loaded, data, out, config, stop, begin=start, memory=memory)
+    trainer = make_trainer(loaded, data, out, config, stop, begin=start)
     float32_modules = _guarded(trainer)
     begin = time.time()
     with _taken(out, run_identity(data, model, config)), stop_on_sigterm(stop):
@@ -279,7 +279,7 @@ def fit(
         write_json(out/'history.json', history)
         if done: _check_trained(loaded.model, state.global_step)
         if done: save_adapter(loaded, out/'adapter', data, _training(config, data, history), float32_modules)
-        if done and memory: memory.remove()
+        if done and trainer.tower_memory: trainer.tower_memory.remove()
     trainer.accelerator.end_training() # several processes part in good order
     return Run(str(out/'adapter') if done else None, model_name(model), state.global_step, seconds,
                checkpoint_step(checkpoint) if checkpoint else 0, history, state.max_steps, stop.is_set())
@@ -398,7 +398,9 @@ def _trained(place: Runtime, before: Progress, shards: Shards, model: str, confi
     "How far the run comes in this session. The status is left behind whatever happens."
     command = ['train', shards.path, before.path, '--model', model, '--resume', '--processes', processes]
     _leave_status(place, before)
-    try: run_command([*command, *_settings(config)], say)
+    saved = place.kind == 'kaggle' and SCRATCH not in os.environ # what lies in the working folder stays for ever
+    outside = {SCRATCH: str(place.scratch)} if saved else {}
+    try: run_command([*command, *_settings(config)], say, **outside)
     finally:
         reached = progress_of(before.path, config)
         _leave_status(place, reached)
