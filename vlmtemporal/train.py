@@ -29,7 +29,7 @@ from .prompts import answer_text
 from .publishing import merge, model_card, publish # noqa: F401, for others
 from .runtime import Runtime
 from .shards import Shards, find_split, verify
-from .trainer import (TrainConfig, check_run, guard_trainer, make_trainer, rank,
+from .trainer import (TrainConfig, check_run, guard_trainer, make_trainer, rank, run_memory,
                                  save_adapter, stop_on_sigterm, train_config, world) # noqa: F401, for others
 from .watching import (Observe, Watch, catch_up, check_watching, chosen_weights, curve_of, plot_loss,
                                   remarks, watch_callback, with_live_plot)
@@ -280,7 +280,8 @@ def fit(
     checkpoint = _prepare(out, data, model, config, resume, observe)
     set_seed(config.seed)
     loaded = load_model(model)
-    trainer = make_trainer(loaded, data, out, config, stop, begin=start)
+    memory = run_memory(config, data, out)
+    trainer = make_trainer(loaded, data, out, config, stop, begin=start, memory=memory)
     float32_modules = _guarded(trainer)
     def save(path: Path, best: dict): # the adapter as it is
         save_adapter(loaded, path, data, _training(config, data, best['step'], best=best), float32_modules)
@@ -290,6 +291,7 @@ def fit(
     state, history = trainer.state, curve_of(trainer.state)
     best = _finish(watch, data, history, float32_modules) if done and not rank() else None
     if not rank(): write_json(out/'history.json', history)
+    if memory and done and not rank(): memory.remove()
     trainer.accelerator.end_training() # several processes part in good order
     return Run(str(out/'adapter') if done else None, model_name(model), state.global_step, time.time() - begin,
                checkpoint_step(checkpoint) if checkpoint else 0, history, state.max_steps, stop.is_set(),
