@@ -209,8 +209,8 @@ def run_command(
     """Run the command line in a process of its own. What it complains of is raised as `BadInput` or `VLMTemporalError`;
     one that was told to stop, and did, is no error."""
     command = [sys.executable, '-P', '-m', 'vlmtemporal.cli', *map(str, arguments)] # -P: not what lies in this folder
-    process = subprocess.Popen(command, env=_environment() | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               text=True, errors='replace', start_new_session=True)
+    process = subprocess.Popen(command, env=_environment() | environment, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True, errors='replace', start_new_session=True)
     asked = threading.Event()
     with _terminating(process, asked):
         said = _passing_on(process, say, asked)
