@@ -489,7 +489,7 @@ def test_a_report_without_adapter_sessions_or_boundaries(result, written, tmp_pa
     "Each is said where it would have stood, and nothing is drawn of it."
     alone = replace(result, models=result.models[:1], provenance=source(result.clips, result.train, result.models[:1]))
     page = save_result(alone, tmp_path/'alone').read_text()
-    assert 'without fine-tuning?' in page and 'Nothing was fine-tuned: the base names' in page
+    assert 'What does the model know?' in page and 'No adapter was tested: it names the operation of' in page
     assert 'No whole session was asked about' in page and 'difference to the base' not in page
     clips = [replace(c, answer=replace(c.answer, start_frame=0, end_frame=124)) for c in result.clips]
     flat = replace(result, clips=clips, provenance=source(clips, result.train, result.models))

@@ -33,7 +33,7 @@ class Findings:
     people: int
     ranges_over: str        # what intervals range over, as a sentence
     model: MethodScores
-    base: MethodScores | None # None where nothing was fine-tuned: the model is the base
+    base: MethodScores | None # None where no adapter was tested: the model is the base
     guess: MethodScores     # of those without pictures: the one that names most operations,
     near: MethodScores      # and the one whose boundaries lie nearest
     gains: Sequence[dict] = ()   # in operations: over the base, over the guess; value, low, high, groups
@@ -100,8 +100,8 @@ def _learned(f: Findings) -> str:
     if np.isnan(f.model.operation['value']): return 'That cannot be told: no clip was asked about its operation.'
     best = f'the best guess without a picture ({guess_name(f.guess.name)}) of {percent(f.guess.operation)}'
     if f.base is None:
-        return (f'Nothing was fine-tuned: the base names the operation of {percent(f.model.operation)} of {f.clips} '
-                f'clips, {best}.')
+        return (f'No adapter was tested: it names the operation of {percent(f.model.operation)} of {f.clips} clips, '
+                f'and {best}.')
     return (f'{_LEARNED[verdict(f.gains)]}: it names the operation of {percent(f.model.operation)} of {f.clips} clips, '
             f'the base of {percent(f.base.operation)}, and {best}.')
 

@@ -55,7 +55,7 @@ def _answering(comparison: MethodComparison) -> dict[str, MethodPredictions]:
     base, *adapters = comparison.models
     best = comparison.findings
     guess = next((m for m in comparison.guesses if best and m.name == best.guess.name), None)
-    shown = ({'fine-tuned': adapters[0]} if adapters else {}) | {'base': base}
+    shown = {'fine-tuned': adapters[0], 'base': base} if adapters else {'model': base}
     return shown | ({'a guess': guess} if guess else {})
 
 # %% ../nbs/03ea_illustrations.ipynb #fade185a
@@ -152,7 +152,7 @@ def _draw_answers(ax, shown: ClipShown) -> None:
 def _timelines_of(found: SessionPredictions) -> dict[str, str]:
     "The timelines that are shown: short name -> name."
     base, *adapters = found.windows
-    who = ({'fine-tuned': adapters[0]} if adapters else {}) | {'base': base}
+    who = {'fine-tuned': adapters[0], 'base': base} if adapters else {'model': base}
     def kind(name): return 'HSMM' if f'{name}, HSMM' in found.timelines else 'windows'
     return {short: f'{name}, {kind(name)}' for short, name in who.items()}
 

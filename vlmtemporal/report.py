@@ -494,7 +494,9 @@ def result_sections(
     short = short_section(comparison, *_pictures(result, recorded))
     methods, *others = comparison_sections(comparison, recorded)
     whole = [_sessions_section(result.sessions)] if result.sessions else []
-    return [short, methods, *whole, *others, *more, provenance_section(asdict(result.provenance))]
+    said = [Text(note) for note in result.notes]
+    asked = [Section('How the model was asked', said, folded=True)] if said else []
+    return [short, methods, *whole, *others, *more, *asked, provenance_section(asdict(result.provenance))]
 
 # %% ../nbs/03f_report.ipynb #fd43bd72
 def save_result(

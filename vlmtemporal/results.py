@@ -473,6 +473,10 @@ class Result:
         "Is this something else than what the run observed?"
         return self.evidence != self.provenance.evidence
     @property
+    def notes(self) -> list[str]:
+        "What a reader must know of how the model was asked; sentences."
+        return [str(note) for note in self.provenance.model.get('notes', ())]
+    @property
     def about(self) -> str:
         "How many clips of whom, as `results.json` has it, and whether they were changed."
         return _about(self)
@@ -528,7 +532,7 @@ def _about(r: Result) -> str:
     return f'CHANGED BY HAND: {about}' if r.changed else about
 
 def _title(r: Result) -> str:
-    question = 'Did fine-tuning help?' if len(r.models) > 1 else 'What does the model know without fine-tuning?'
+    question = 'Did fine-tuning help?' if len(r.models) > 1 else 'What does the model know?'
     subjects = sorted({_subject(c.session) for c in r.clips})
     named = f' ({", ".join(subjects)})' if 0 < len(subjects) <= 4 else ''
     clips = count_of(sum(c.kind != 'anticipation' for c in r.clips), 'clips')
@@ -546,6 +550,7 @@ def _result_markdown(r: Result) -> str:
     if ahead: parts += ['What comes next:', ahead._repr_markdown_()]
     parts += [f'The {inner} clips with an inner boundary:', score_table(c, 'inner boundary')._repr_markdown_()]
     if r.sessions: parts += ['Whole sessions:', r.sessions._repr_markdown_()]
+    parts += r.notes
     return '\n\n'.join([*parts, spelled_out(terms_in('\n'.join(parts)))])
 
 # %% ../nbs/03e_results.ipynb #09513280

@@ -26,7 +26,8 @@ from .backbones import public_name, weights_fingerprint
 from .basics import BadInput, VLMTemporalError, number_range, read_json, shown, why_refused
 from .checkpoints import (check_restorable, checkpoint_path, checkpoint_step, incomplete, last_checkpoint,
                                      mark_complete)
-from .kernels import checkpointing_arguments, freeze_vision, guard_fp16, run_in_float32
+from .kernels import (checkpointing_arguments, freeze_vision, fuse_adapters, fuse_gates, fuse_norms,
+                                 fuse_rotations, guard_fp16, keep_layers, run_in_float32, unpack, widen_feed_forward)
 from .loading import LoadedModel, compute_dtype
 from .prompts import answer_text, messages
 from .publishing import model_card
@@ -57,13 +58,19 @@ class TrainConfig:
     lora_r: Annotated[_Whole, Field(ge=1, le=1024, description='rank of the adapters')] = 16
     lora_alpha: Annotated[_Whole, Field(
         ge=1, le=65536, description='what they add is scaled by lora_alpha/lora_r')] = 32
-    lora_dropout: Annotated[_Number, Field(ge=0, lt=1, description='share of their inputs that is dropped')] = .05
+    lora_dropout: Annotated[_Number, Field(ge=0, lt=1, description='share of their inputs that is dropped')] = 0.
     augment: Annotated[_Number, Field(
         ge=0, le=2, description='how far light and camera are varied; 0: not at all')] = 0.
     start: Annotated[str, Field(description='adapter folder whose weights it begins with; none: new ones')] = ''
     save_steps: Annotated[_Whole, Field(ge=1, le=10**9, description='optimiser steps between checkpoints')] = 50
     keep: Annotated[_Whole, Field(ge=1, le=10**6, description='checkpoints kept')] = 3
     gradient_checkpointing: Annotated[_Flag, Field(description='compute layers twice: less memory, more time')] = True
+    fused: Annotated[_Flag, Field(
+        description='adapters, norms and rotation in fused kernels; false: as the libraries do')] = True
+    tower_bits: Annotated[_Whole, Field(
+        ge=4, le=16, description='4 or 16 bits for a weight of the frozen tower; 16 is faster, about 1 GiB more')] = 4
+    kept_layers: Annotated[_Whole, Field(ge=0, le=1024, description=(
+        'layers of the language model that are not computed twice, with gradient_checkpointing'))] = 0
     seed: Annotated[_Whole, Field(ge=0, lt=2**32, description='of every random choice')] = 0
     max_hours: Annotated[_Number, Field(
         ge=0, le=10**5, description='save and stop before so much time is over; 0: no limit')] = 0.
@@ -75,6 +82,9 @@ class TrainConfig:
     @field_validator('max_steps')
     @classmethod
     def _has_steps(cls, value: int) -> int: return _check_steps(value)
+    @field_validator('tower_bits')
+    @classmethod
+    def _has_bits(cls, value: int) -> int: return _check_bits(value)
     @field_validator('report_to')
     @classmethod
     def _is_installed(cls, value: str) -> str: return _check_reports(value)
@@ -91,6 +101,11 @@ def _check_steps(steps: int) -> int:
     "The same number; `BadInput` for a run of no steps, which would stop before its end for ever."
     if steps: return steps
     raise BadInput('0 steps train nothing', 'max_steps', 'give at least 1, or -1 for as many as epochs says')
+
+def _check_bits(bits: int) -> int:
+    "The same number; `BadInput` for one that is neither."
+    if bits in (4, 16): return bits
+    raise BadInput(f'{bits} bits are not allowed', 'tower_bits', 'give 4 or 16')
 
 def _check_reports(report_to: str) -> str:
     "The same text; `BadInput` when it names a place that is unknown, or whose package is not installed."
@@ -390,6 +405,15 @@ def forget_checkpoints(
     for p in before:
         if p not in kept: shutil.rmtree(p)
 
+# %% ../nbs/02h_trainer.ipynb #ef610b22
+def _keeper(loaded: LoadedModel, config: TrainConfig):
+    "A callback that lets as many layers keep what they computed as the settings say."
+    from transformers import TrainerCallback
+    class Keeper(TrainerCallback):
+        def on_train_begin(self, args, state, control, **_):
+            if config.gradient_checkpointing: keep_layers(loaded.model, loaded.tower, config.kept_layers)
+    return Keeper()
+
 # %% ../nbs/02h_trainer.ipynb #7e63d28c
 def _trainer_class(shards: Shards, out: Path, config: TrainConfig) -> type:
     "`SFTTrainer` that knows which examples its current step has seen, and whose checkpoints are whole or absent."
@@ -445,6 +469,16 @@ def _begin_with(trainer: Any, shards: Shards, config: TrainConfig, loaded: Loade
     set_peft_model_state_dict(trainer.model, load_file(adapter.weights))
     loaded.adapter = adapter
 
+# %% ../nbs/02h_trainer.ipynb #732abdbc
+def _speed_up(loaded: LoadedModel, config: TrainConfig):
+    "Put what computes the same in less time in the place of the libraries' own."
+    if config.tower_bits == 16: unpack(loaded.tower)
+    widen_feed_forward(loaded.tower)
+    if config.fused:
+        for fuse in (fuse_norms, fuse_gates, fuse_rotations): fuse(loaded.base)
+        fuse_adapters(loaded.model)
+    freeze_vision(loaded.tower)
+
 # %% ../nbs/02h_trainer.ipynb #a2a0078f
 def make_trainer(
     loaded: LoadedModel,     # an NF4 base without an adapter; gets the one that the run begins with
@@ -474,7 +508,8 @@ def make_trainer(
     for p in trainer.model.parameters():
         if p.requires_grad: p.data = p.data.to(torch.float32)
     loaded.model = trainer.model
-    freeze_vision(loaded.tower)
+    _speed_up(loaded, config)
+    if config.kept_layers: trainer.add_callback(_keeper(loaded, config))
     return trainer
 
 # %% ../nbs/02h_trainer.ipynb #222fa293
