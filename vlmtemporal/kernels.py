@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['ATTENTION', 'WINDOWED', 'quiet', 'checkpointing_arguments', 'prompt_attention', 'prompt_mask', 'attention_names',
-           'window_plan', 'window_attention', 'sizes_of', 'freeze_vision', 'fuse_norms', 'fuse_gates', 'fuse_rotations',
-           'widen_feed_forward', 'unpack', 'run_in_float32', 'guard_fp16', 'unwrapped_names', 'restore_float32',
-           'layers_of', 'keep_layers', 'dequantize', 'keep_differentiable', 'fuse_adapters', 'OneFrameVideos',
-           'show_as_videos']
+           'window_plan', 'window_attention', 'sizes_of', 'freeze_vision', 'Shown', 'OneByOne', 'look_one_by_one',
+           'fuse_norms', 'fuse_gates', 'fuse_rotations', 'widen_feed_forward', 'unpack', 'run_in_float32', 'guard_fp16',
+           'unwrapped_names', 'restore_float32', 'layers_of', 'keep_layers', 'dequantize', 'keep_differentiable',
+           'fuse_adapters', 'OneFrameVideos', 'show_as_videos']
 
 # %% ../nbs/02a_kernels.ipynb #9cfa2f4f
 import copy, inspect, logging, re, warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field, make_dataclass
 from functools import lru_cache, partial, wraps
+from itertools import accumulate
 from types import FunctionType, MethodType, SimpleNamespace
 from typing import Any
 
@@ -194,7 +196,7 @@ def _planned(edges, device):
 def sizes_of(
     tower,     # a vision tower with windows
 ) -> Callable: # pictures' sizes int64 (n, 3), in patches -> keyword arguments of its forward
-    "What a tower works out from the pictures' sizes, remembered for the last few sizes."
+    "What a tower works out from the pictures' sizes, remembered for the last few sizes, and by the tensor of sizes."
     import torch
     from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
     @lru_cache(64)
@@ -206,7 +208,9 @@ def sizes_of(
             cu_seqlens=_planned(pictures, device), max_seqlen=int(pictures.diff().max()),
             cu_window_seqlens=_planned(windows, device), max_window_seqlen=int(windows.diff().max()),
             window_index=order.to(device), position_ids=get_vision_position_ids(sizes, merge).to(device))
-    def sizes(grid): return known(tuple(map(tuple, grid.tolist())), grid.device)
+    def sizes(grid):
+        if not hasattr(grid, 'told'): grid.told = known(tuple(map(tuple, grid.tolist())), grid.device)
+        return grid.told
     return sizes
 
 # %% ../nbs/02a_kernels.ipynb #42bd98ac
@@ -328,6 +332,100 @@ def freeze_vision(
         with torch.no_grad(), _kept(getattr(tower, 'blocks', ())): return (batched or stock)(*args, **kwargs)
     tower.forward = forward
     return batched is not None
+
+# %% ../nbs/02a_kernels.ipynb #28c03804
+@dataclass
+class Shown:
+    "The examples of a batch, as they are shown to a tower."
+    counts: list[int]  # pictures of each
+    known: list        # what the tower made of each before: names and tensors; None: to be computed
+    found: Callable[[int, list], None] = lambda i, parts: None # is told what the tower made of example `i`
+
+def _parts(out) -> list[tuple]:
+    "What models take of a tower's output: names of fields and their tensors, as many rows in each."
+    import torch
+    main = 'pooler_output' if isinstance(out.pooler_output, torch.Tensor) else 'last_hidden_state'
+    return [(main, out[main]), *(('deepstack_features', x) for x in getattr(out, 'deepstack_features', None) or ())]
+
+# %% ../nbs/02a_kernels.ipynb #ab299e22
+@lru_cache(1)
+def _output_class() -> type:
+    "The class of a tower's output, of whatever family."
+    from transformers.utils import ModelOutput
+    names = ('last_hidden_state', 'pooler_output', 'deepstack_features', 'hidden_states', 'attentions')
+    fields = [(name, object, field(default=None)) for name in names]
+    return make_dataclass('TowerOutput', fields, bases=(ModelOutput,))
+
+def _joined(examples: list[list], device):
+    "One output of the parts of several examples."
+    import torch
+    parts = [(rows[0][0], torch.cat([x.to(device) for _, x in rows])) for rows in zip(*examples, strict=True)]
+    deep = [x for name, x in parts[1:] if name == 'deepstack_features']
+    return _output_class()(**dict(parts[:1]), **(dict(deepstack_features=deep) if deep else {}))
+
+# %% ../nbs/02a_kernels.ipynb #c9874baf
+def _slices(counts: list[int]) -> list[slice]:
+    "Where so many belong to the first, so many to the second, and so on."
+    ends = list(accumulate(counts))
+    return [slice(end - n, end) for n, end in zip(counts, ends)]
+
+# %% ../nbs/02a_kernels.ipynb #67ea42cb
+class OneByOne:
+    "A vision tower that, while `shown` is set, looks at one example after the other and passes over those it knows."
+    def __init__(self, tower): # with pictures' sizes in its forward; frozen
+        self.tower, self.stock = tower, tower.forward
+        self.shown: Any = None # a `Shown` during a forward pass
+        self.compute: Callable = self._compute # a faster one may take its place
+        self._sizes: dict = {}
+        @wraps(self.stock)
+        def forward(*args, **kwargs):
+            whole = self.shown is None or 'grid_thw' not in kwargs or any(p.requires_grad for p in tower.parameters())
+            return self.stock(*args, **kwargs) if whole else self._each(*args, **kwargs)
+        tower.forward = forward
+    def remove(self):
+        "Give the tower its forward back."
+        self.tower.forward = self.stock
+    def _compute(self, pixels, sizes, **more) -> list[tuple]: return _parts(self.stock(pixels, grid_thw=sizes, **more))
+    def _size(self, sizes: list, device):
+        "Pictures' sizes as a tensor that stays, with what the tower works out from it."
+        import torch
+        key = *map(tuple, sizes), device
+        if len(self._sizes) >= 64: self._sizes.clear()
+        if key not in self._sizes: self._sizes[key] = torch.tensor(sizes, device=device)
+        return self._sizes[key]
+    def _each(self, pixels=None, *, pixel_values=None, grid_thw, **more):
+        pixels = pixel_values if pixels is None else pixels
+        sizes, shown, at, outputs = grid_thw.tolist(), self.shown, 0, []
+        for i, (known, mine) in enumerate(zip(shown.known, _slices(shown.counts), strict=True)):
+            if known is None:
+                end = at + sum(t*h*w for t, h, w in sizes[mine])
+                own = {k: x[mine] if getattr(x, 'shape', ())[:1] == (len(sizes),) else x for k, x in more.items()}
+                known = self.compute(pixels[at:end], self._size(sizes[mine], grid_thw.device), **own)
+                shown.found(i, known)
+                at = end
+            outputs.append(known)
+        return _joined(outputs, pixels.device)
+
+# %% ../nbs/02a_kernels.ipynb #df10d183
+def look_one_by_one(
+    tower,                  # with pictures' sizes in its forward; frozen
+    look: Callable,         # shows it some examples, called twice; gives a tensor of what the model makes of them
+    counts: list[int],      # pictures of each example
+) -> tuple[OneByOne | None, list]: # None, and a warning, where it is not the same; the parts of each example
+    "Have a tower look at examples one after the other."
+    parts: dict[int, list] = {}
+    together, alone = look().float(), OneByOne(tower)
+    alone.shown = Shown(counts, [None]*len(counts), parts.__setitem__)
+    try:
+        each = look().float()
+        apart = float((each - together).norm()/together.norm().clamp(min=1e-6))
+        why = None if apart < 5e-2 and len(parts) == len(counts) else f'its output differs by {apart:.1e}'
+    except Exception as e: why = f'{type(e).__name__}: {e}'
+    alone.shown = None
+    if not why: return alone, [parts[i] for i in range(len(counts))]
+    alone.remove()
+    warnings.warn(f'the vision tower looks at whole batches ({why})', VLMTemporalWarning, stacklevel=2)
+    return None, []
 
 # %% ../nbs/02a_kernels.ipynb #6212e9a4
 def _fused(norm) -> Callable | None:

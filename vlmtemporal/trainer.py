@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['SESSION_SETTINGS', 'LINES', 'TrainConfig', 'Setting', 'setting_fields', 'bad_setting', 'train_config', 'training_set',
            'Looks', 'world', 'rank', 'stop_on_sigterm', 'check_run', 'warmup_steps', 'Collator', 'forget_checkpoints',
-           'make_trainer', 'guard_trainer', 'save_adapter']
+           'run_memory', 'make_trainer', 'guard_trainer', 'save_adapter']
 
 # %% ../nbs/02h_trainer.ipynb #872edda1
 import importlib.util, math, os, shutil, signal, sys, threading, time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,6 +32,7 @@ from .loading import LoadedModel, compute_dtype
 from .prompts import answer_text, messages
 from .publishing import model_card
 from .shards import Shards
+from .tower_file import TowerMemory, tower_path
 
 # %% ../nbs/02h_trainer.ipynb #77220239
 def _is_no_text(value: object) -> object:
@@ -75,6 +76,9 @@ class TrainConfig:
     max_hours: Annotated[_Number, Field(
         ge=0, le=10**5, description='save and stop before so much time is over; 0: no limit')] = 0.
     report_to: Annotated[str, Field(description='where else the curve goes: tensorboard, wandb, or both')] = ''
+    tower_cache: Annotated[_Number, Field(
+        ge=0, le=10**5,
+        description="GB of disk for the tower's output, which is computed once; 0: computed in every pass")] = 10.
     @property
     def reports(self) -> list[str]:
         "Where else the curve goes, as a list."
@@ -94,7 +98,7 @@ class TrainConfig:
         try: return check(values)
         except ValidationError as e: raise bad_setting(e) from None
 
-SESSION_SETTINGS = ('max_hours', 'report_to') # may differ when a run is resumed
+SESSION_SETTINGS = ('max_hours', 'report_to', 'tower_cache') # may differ when a run is resumed
 
 # %% ../nbs/02h_trainer.ipynb #fb8af648
 def _check_steps(steps: int) -> int:
@@ -405,6 +409,27 @@ def forget_checkpoints(
     for p in before:
         if p not in kept: shutil.rmtree(p)
 
+# %% ../nbs/02h_trainer.ipynb #1bdbb232
+def run_memory(
+    config: TrainConfig,
+    shards: Shards,
+    out: str | Path,       # the folder of the run
+) -> TowerMemory | None:   # None where nothing comes a second time
+    "What remembers a tower's output in this run."
+    steps = config.max_steps*config.micro_batch*config.accumulation # examples
+    again = config.epochs > 1 if config.max_steps < 0 else steps > len(shards)
+    return TowerMemory(tower_path(out), shards, config.tower_cache*1e9) if again and not config.augment else None
+
+def _remembering(memory: TowerMemory, trainer: Any, loaded: LoadedModel, keep: int):
+    "A callback that opens a run's memory when training begins; room for checkpoints stays on the disk."
+    from transformers import TrainerCallback
+    class Remembering(TrainerCallback):
+        def on_train_begin(self, *_, **__):
+            trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+            memory.begin(trainer, loaded, spare=16*trained*(keep + 1))
+        def on_train_end(self, *_, **__): memory.flush()
+    return Remembering()
+
 # %% ../nbs/02h_trainer.ipynb #ef610b22
 def _keeper(loaded: LoadedModel, config: TrainConfig):
     "A callback that lets as many layers keep what they computed as the settings say."
@@ -415,20 +440,28 @@ def _keeper(loaded: LoadedModel, config: TrainConfig):
     return Keeper()
 
 # %% ../nbs/02h_trainer.ipynb #7e63d28c
-def _trainer_class(shards: Shards, out: Path, config: TrainConfig) -> type:
+def _trainer_class(shards: Shards, out: Path, config: TrainConfig, memory: TowerMemory | None) -> type:
     "`SFTTrainer` that knows which examples its current step has seen, and whose checkpoints are whole or absent."
     import torch
     from safetensors import SafetensorError
     from trl import SFTTrainer
     class Trainer(SFTTrainer):
         rows: list = []
+        data_collator: Any
         def create_scheduler(self, num_training_steps, optimizer=None):
             self.args.warmup_steps = warmup_steps(config.warmup, num_training_steps)
             return super().create_scheduler(num_training_steps, optimizer)
         def training_step(self, model, inputs, *args, **kwargs):
             step = self.args.gradient_accumulation_steps*self.args.train_batch_size # examples
-            self.rows = [*self.rows, *inputs.pop('rows').tolist()][-step:]
-            return super().training_step(model, inputs, *args, **kwargs)
+            rows, found = inputs.pop('rows').tolist(), inputs.pop('tower', None)
+            self.rows = [*self.rows, *rows][-step:]
+            with memory.showing(rows, found) if memory else nullcontext():
+                return super().training_step(model, inputs, *args, **kwargs)
+        def get_train_dataloader(self):
+            plain: Any = self.data_collator
+            if memory: self.data_collator = memory.collator(plain)
+            try: return super().get_train_dataloader()
+            finally: self.data_collator = plain
         @property
         def keys(self) -> list[str]: return [shards.keys[i] for i in self.rows]
         def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
@@ -444,6 +477,7 @@ def _trainer_class(shards: Shards, out: Path, config: TrainConfig) -> type:
                 forget_checkpoints(folder, config.keep)
             except (OSError, RuntimeError, SafetensorError) as e: # a full disk has many names
                 shutil.rmtree(folder, ignore_errors=True)
+                if memory and memory.give_up(): return self._save_checkpoint(*args) # there is room now
                 raise _cannot_write(folder, out, e) from None
     return Trainer
 
@@ -488,6 +522,7 @@ def make_trainer(
     stop: threading.Event | None = None, # set it, and the trainer saves and stops at the end of the step
     rows: list[int] | None = None,       # train on these examples only
     begin: float | None = None,          # when `max_hours` began to count, by `time.monotonic`; now, when absent
+    memory: TowerMemory | None = None,   # of what the tower makes of each example
 ):
     "A TRL `SFTTrainer` over the shards, ready to train on this machine."
     import torch
@@ -496,7 +531,7 @@ def make_trainer(
     lora = LoraConfig(r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout,
                       task_type='CAUSAL_LM', target_modules=loaded.backbone.lora_targets)
     looks = Looks(config.seed, config.augment)
-    trainer = _trainer_class(shards, out, config)(
+    trainer = _trainer_class(shards, out, config, memory)(
         model=loaded.model, args=_arguments(config, out), train_dataset=training_set(shards, rows, looks),
         processing_class=loaded.processor, peft_config=lora,
         callbacks=[_progress_lines(float(os.environ[LINES])) if LINES in os.environ else _progress_line(),
@@ -509,6 +544,7 @@ def make_trainer(
         if p.requires_grad: p.data = p.data.to(torch.float32)
     loaded.model = trainer.model
     _speed_up(loaded, config)
+    if memory: trainer.add_callback(_remembering(memory, trainer, loaded, config.keep))
     if config.kept_layers: trainer.add_callback(_keeper(loaded, config))
     return trainer
 
@@ -519,7 +555,7 @@ def guard_trainer(
     "Run in float32 what overflows in fp16; the names of the modules, in every process the same."
     import torch
     batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
-    batch.pop('rows')
+    for name in ('rows', 'tower'): batch.pop(name, None)
     def loss(): return trainer.compute_loss(trainer.model, dict(batch)) # TRL's, for it keeps no logits
     names = guard_fp16(trainer.model, loss)
     if world() == 1: return names
