@@ -154,7 +154,7 @@ def run_demo(
 
     Raises `VLMTemporalError` when what was built does not pass its check, `BadInput` for settings that cannot be."""
     config = TrainConfig(max_steps=steps, learning_rate=learning_rate, micro_batch=micro_batch, accumulation=1,
-                         gradient_checkpointing=False, save_steps=50, seed=seed)
+                         gradient_checkpointing=False, save_steps=50, validate_steps=0, seed=seed)
     check_number(clips, 'clips', 0, 10**9, whole=True)
     out, root = Path(out), mock_data()
     prepared = _prepare(root, out, seed)

@@ -21,7 +21,7 @@ from .backbones import model_config
 from .basics import BadInput, VLMTemporalError, check_number, read_json, write_json
 from .clips import JITTER
 from .dataset import build
-from .evaluation import evaluate, evaluated_keys
+from .evaluation import evaluate, evaluated_keys, observe
 from .frames import FrameSpec
 from .recordings import default_spec, get_split, protocol_of, sessions
 from .operations import Grammar
@@ -197,17 +197,19 @@ class _Campaign:
 
 # %% ../nbs/03i_experiments.ipynb #f1ad5180
 def _build(campaign: _Campaign, run: _Run) -> None:
-    "The training and the test split."
+    "The training and the test split; the validation split where the best adapter is chosen by it."
     settings: dict[str, Any] = dict(seed=campaign.seed, workers=campaign.workers, protocol=run.protocol)
     build(campaign.root, run.shards, 'train', run.spec, **settings, **run.training)
-    build(campaign.root, run.shards, 'test', run.spec, **settings)
+    for split in ('val', 'test') if run.config.best else ('test',):
+        build(campaign.root, run.shards, split, run.spec, **settings)
 
 # %% ../nbs/03i_experiments.ipynb #8bf549ff
 def _train(campaign: _Campaign, run: _Run) -> Path:
     "The adapter; one that is there is kept, and a training that was stopped goes on."
     adapter, begun = run.place/'run'/'adapter', (run.place/'run'/'run.json').exists()
     if adapter.is_dir(): return adapter
-    done = fit(run.shards, run.place/'run', campaign.model, run.config, resume=begun)
+    config = run.config if run.config.best else replace(run.config, validate_steps=0)
+    done = fit(run.shards, run.place/'run', campaign.model, config, resume=begun, observe=observe)
     if done.finished: return adapter
     raise VLMTemporalError(f'{run.place}: stopped after step {done.steps} of {done.of}; run the same again')
 
