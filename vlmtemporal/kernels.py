@@ -461,11 +461,11 @@ def _is_gated(part) -> bool:
 def _gate_agrees(part, device) -> bool:
     "Does the forward of this part compute what ours does?"
     import torch
-    halves = SimpleNamespace(gate_proj=lambda x: x[..., :5], up_proj=lambda x: x[..., 5:], down_proj=lambda x: x,
+    halves = SimpleNamespace(gate_proj=lambda x: x[..., :16], up_proj=lambda x: x[..., 16:], down_proj=lambda x: x,
                              act_fn=part.act_fn)
-    x = torch.randn(2, 3, 10, generator=torch.Generator().manual_seed(0)).to(device)
+    x = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0)).to(device)
     return _agree(f'the gate of {type(part).__name__}', lambda x: type(part).forward(halves, x),
-                  lambda x: gated(x[..., :5], x[..., 5:]), x)
+                  lambda x: gated(x[..., :16], x[..., 16:]), x)
 
 # %% ../nbs/02a_kernels.ipynb #51379886
 def _gated_forward(part) -> Callable:
