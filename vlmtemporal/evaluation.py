@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['evaluated_keys', 'evaluation_set', 'check_decoder', 'predict_examples', 'sessions_of_split', 'same_frames',
            'holds_frames', 'check_clips', 'without_context', 'cut_again', 'clip_of', 'show_examples', 'Candidate',
-           'check_test', 'candidates', 'prior_of', 'predict_sessions', 'package_version', 'provenance', 'evaluate']
+           'check_test', 'candidates', 'prior_of', 'predict_sessions', 'Asker', 'package_version', 'provenance',
+           'evaluate']
 
 # %% ../nbs/03g_evaluation.ipynb #97dd60e5
 import platform, subprocess, sys, time
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 from .adapters import Adapter, bundled_adapter, resolve_adapter
 from .backbones import model_config, model_name, resolve_model
@@ -199,11 +201,12 @@ def _adapter_name(adapter: Adapter) -> str:
 
 # %% ../nbs/03g_evaluation.ipynb #52572833
 def candidates(
-    model: str | Path,
+    model: 'str | Path | Asker',
     adapters: Sequence[Adapter],
     spec: FrameSpec, # of the shards
 ) -> list[Candidate]:
     "The base, then every adapter, under names that tell them apart."
+    if not isinstance(model, str | Path): return [Candidate(model.name, spec)]
     folders = [a.path.parent.name or str(a.path) for a in adapters]
     merged = Adapter.of_merged(model)
     out = [Candidate(f'base ({Path(model_name(model)).name})', merged.spec if merged else spec, merged=merged)]
@@ -234,6 +237,31 @@ def predict_sessions(
     "A model's answers about the windows of whole sessions, as they are written."
     found = [predict_windows(loaded, s.open(), taxonomy, spec) for s in recorded]
     return [WindowPredictions.from_dict(w.to_dict(), taxonomy) for w in found]
+
+# %% ../nbs/03g_evaluation.ipynb #0a3e45e3
+class Asker(Protocol):
+    "Whoever answers about clips and sessions, wherever its model is."
+    name: str # of the model, in tables
+    @property
+    def decoder(self) -> str:
+        "How its answers came about, for the provenance."
+    def predict(self, examples: list[Example], taxonomy: Taxonomy, name: str) -> list[Prediction]:
+        "One prediction a clip, in order; `name` is for the progress bar."
+    def predict_sessions(self, recorded: list[Session], spec: FrameSpec, taxonomy: Taxonomy) -> list[WindowPredictions]:
+        "The answers about the windows of whole sessions, as they are written."
+    def source(self) -> dict:
+        "What is known of the model: name, fingerprint, weights; notes, if its numbers need any."
+
+# %% ../nbs/03g_evaluation.ipynb #1a33a17c
+class _Loaded:
+    "A candidate in this process."
+    def __init__(self, model: str | Path, candidate: Candidate, decoder: str):
+        self.name, self.decoder, self.loaded = candidate.name, decoder, load_model(model, candidate.adapter)
+    def predict(self, examples: list[Example], taxonomy: Taxonomy, name: str) -> list[Prediction]:
+        return predict_examples(self.loaded, examples, taxonomy, self.decoder, name=name)
+    def predict_sessions(self, recorded: list[Session], spec: FrameSpec, taxonomy: Taxonomy) -> list[WindowPredictions]:
+        return predict_sessions(self.loaded, recorded, spec, taxonomy)
+    def source(self) -> dict: return _model(self.loaded)
 
 # %% ../nbs/03g_evaluation.ipynb #7229fd21
 def _git(*args: str) -> subprocess.CompletedProcess:
@@ -286,10 +314,9 @@ def _training(adapter: Adapter) -> dict:
 def provenance(
     test: Shards,
     clips: list[Clip],
-    loaded: LoadedModel,
+    asker: Asker,
     *,
     adapters: Sequence[Adapter],
-    decoder: str,
     seed: int,
     evidence: str,
     recorded: Sequence[Session] = (), # whole sessions that were asked about
@@ -298,7 +325,7 @@ def provenance(
     program, *arguments = sys.argv
     return Provenance(
         command=' '.join([Path(program).name, *arguments]), time=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
-        commit=_commit(), seed=seed, decoder=decoder, data=_data(test, clips, recorded), model=_model(loaded),
+        commit=_commit(), seed=seed, decoder=asker.decoder, data=_data(test, clips, recorded), model=asker.source(),
         adapters={_adapter_name(a): a.weights_sha256 for a in adapters},
         training={_adapter_name(a): _training(a) for a in adapters},
         machine=_machine(), versions={p: package_version(p) for p in _PACKAGES}, evidence=evidence)
@@ -316,10 +343,21 @@ def _open_splits(shards: Path) -> tuple[Shards, Shards | None]:
 def _as_written(name: str, predictions: list[Prediction]) -> MethodPredictions:
     return MethodPredictions.of(name, [prediction_from_dict(p.to_dict()) for p in predictions])
 
+# %% ../nbs/03g_evaluation.ipynb #78927932
+def _check_models(model: str | Path | Asker, known: list[Adapter], test: Shards, source: str | Path | None) -> None:
+    "Raises `BadInput` for an adapter, beside the model or in its weights, that these shards cannot test."
+    if not isinstance(model, str | Path):
+        if known: raise BadInput('has no adapters here', model.name, 'serve each under a name of its own')
+        return
+    for a in known: check_test(a, model, test, source)
+    if merged := Adapter.of_merged(model):
+        merged.check_test(test)
+        check_clips(merged.spec, test, model)
+
 # %% ../nbs/03g_evaluation.ipynb #0036280e
 def evaluate(
     shards: str | Path,              # what `build` wrote, or its test split
-    model: str | Path = 'tiny',
+    model: str | Path | Asker = 'tiny', # or whoever answers, such as a `ServedModel`
     adapters: Sequence = (),         # folders that `fit` wrote, or 'tiny', each evaluated on the same base
     *,
     clips: int = 30,                 # the first so many boundary clips by id; 0 for all
@@ -338,24 +376,21 @@ def evaluate(
     known = [a for a in map(resolve_adapter, adapters) if a]
     asked_models = candidates(model, known, test.spec)
     source = root or (None if all(holds_frames(test, c.spec) for c in asked_models) else sessions_root(test))
-    for a in known: check_test(a, model, test, source)
-    if merged := Adapter.of_merged(model):
-        merged.check_test(test)
-        check_clips(merged.spec, test, model)
+    _check_models(model, known, test, source)
     examples = evaluation_set(test, clips)
     if not examples: raise BadInput('holds no clip', test.path, 'build the test split again')
     recorded = sessions_of_split(root, test, max_sessions) if root else []
     models, windows, priors = [], {}, {}
     for c in asked_models:
-        loaded = load_model(model, c.adapter)
+        asker = _Loaded(model, c, decoder) if isinstance(model, str | Path) else model
         shown = show_examples(examples, c.spec, test, source)
-        models.append(_as_written(c.name, predict_examples(loaded, shown, test.taxonomy, decoder, name=c.name)))
-        if recorded: windows[c.name] = predict_sessions(loaded, recorded, c.spec, test.taxonomy)
+        models.append(_as_written(c.name, asker.predict(shown, test.taxonomy, c.name)))
+        if recorded: windows[c.name] = asker.predict_sessions(recorded, c.spec, test.taxonomy)
         prior = prior_of(c, train, grammar) if recorded or (grammar and c.known) else None
         if prior: priors[c.name] = prior
     asked = [clip_of(e) for e in examples]
     truths = [Answer.from_dict(train.meta(i)['answer']) for i in range(len(train))] if train else []
     found = SessionPredictions(recorded, windows, priors, seed) if recorded else None
-    made_by = provenance(test, asked, loaded, adapters=known, decoder=decoder, seed=seed, recorded=recorded,
+    made_by = provenance(test, asked, asker, adapters=known, seed=seed, recorded=recorded,
                          evidence=evidence_hash(asked, truths, models, priors, found))
     return Result(test.taxonomy, asked, truths, models, made_by, priors, found)

@@ -359,7 +359,8 @@ def result_sections(
     "The sections of a report on an evaluation."
     whole = [_sessions_section(result.sessions)] if result.sessions else []
     source = provenance_section(asdict(result.provenance))
-    return [*comparison_sections(result.comparison, recorded), *whole, source]
+    asked = [Section('How the model was asked', [Text(note) for note in result.notes])] if result.notes else []
+    return [*comparison_sections(result.comparison, recorded), *whole, *asked, source]
 
 # %% ../nbs/03f_report.ipynb #fd43bd72
 def save_result(

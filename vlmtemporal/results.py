@@ -371,6 +371,10 @@ class Result:
         "Is this something else than what the run observed?"
         return self.evidence != self.provenance.evidence
     @property
+    def notes(self) -> list[str]:
+        "What a reader must know of how the model was asked; sentences."
+        return [str(note) for note in self.provenance.model.get('notes', ())]
+    @property
     def title(self) -> str:
         "How many clips of whom, and whether they were changed."
         return _title(self)
@@ -426,6 +430,7 @@ def _result_markdown(r: Result) -> str:
     parts = [score_table(r.comparison)._repr_markdown_(), f'The {inner} clips with an inner boundary:',
              score_table(r.comparison, 'inner boundary')._repr_markdown_()]
     if r.sessions: parts += ['Whole sessions:', r.sessions._repr_markdown_()]
+    parts += r.notes
     return '\n\n'.join(parts)
 
 # %% ../nbs/03e_results.ipynb #09513280
