@@ -117,7 +117,7 @@ def test_triton_that_does_not_work_is_done_without(fault, monkeypatch):
         if fault: raise fault
         return gate + up
     monkeypatch.setenv('TRITON_INTERPRET', '1')
-    monkeypatch.setattr(elementwise, '_gate_triton', broken)
+    monkeypatch.setattr(elementwise._TRITON, 'gate', broken)
     elementwise._works.cache_clear()
     try:
         gate, up = draw(3, 5), draw(3, 5, seed=1)
