@@ -7,6 +7,7 @@ __all__ = ['tl', 'gated', 'gated_back', 'turned', 'normed']
 
 # %% ../nbs/02m_elementwise.ipynb #94dad8c4
 import os, warnings
+from collections.abc import Iterator
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
@@ -165,13 +166,21 @@ def _turn_torch(x, cos, sin, back: bool, out=None):
     return y if out is None else out.copy_(y)
 
 # %% ../nbs/02m_elementwise.ipynb #7ce82422
+def _tries(ways: SimpleNamespace, x) -> Iterator:
+    "What the gate and the rotation give for a few numbers (2, 6), forward and backward."
+    heads, angles = x.view(1, 2, 1, 6), x.view(2, 1, 6)[:1]
+    yield ways.gate(x, x + 1)
+    yield from ways.gate_back(x, x + 1, 1 - x)
+    for back in (False, True): yield ways.turn(heads, angles.cos(), angles.sin(), back)
+
 @lru_cache
-def _works(device) -> bool:
-    "Does Triton give the right result on this device? A warning, once, when it does not."
+def _works(device, dtype) -> bool:
+    "Does Triton give the right results in this format on this device? A warning, once, when it does not."
     import torch
-    x = torch.linspace(-4, 4, 6, device=device).view(2, 3)
+    x, tolerance = torch.linspace(-3, 3, 12, device=device).view(2, 6).to(dtype), 8*torch.finfo(dtype).eps
     try:
-        if torch.allclose(_gate_triton(x, x + 1), _gate_torch(x, x + 1), rtol=1e-4, atol=1e-5): return True
+        pairs = zip(_tries(_TRITON, x), _tries(_TORCH, x))
+        if all(torch.allclose(a, b, rtol=tolerance, atol=tolerance) for a, b in pairs): return True
         why = 'its results are wrong'
     except Exception as e: # no compiler, no driver, another version
         why = f'{type(e).__name__}: {e}'.splitlines()[0][:200]
@@ -188,7 +197,7 @@ def _ways(x) -> SimpleNamespace:
     import torch
     known = x.numel() and x.dtype in (torch.float16, torch.bfloat16, torch.float32)
     there = x.is_cuda or os.environ.get('TRITON_INTERPRET') == '1'
-    return _TRITON if known and there and _works(x.device) else _TORCH
+    return _TRITON if known and there and _works(x.device, x.dtype) else _TORCH
 
 # %% ../nbs/02m_elementwise.ipynb #d8c00d3a
 @lru_cache

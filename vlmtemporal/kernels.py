@@ -311,12 +311,13 @@ def _kept(blocks) -> Iterator[None]:
 def freeze_vision(
     tower,  # a vision tower, whose weights are all frozen
 ) -> bool:  # whether windows are batched; False for a family that has none
-    """Run a vision tower under `no_grad`, whatever hooks have been put on it, with its windows batched.
+    """Run a vision tower under `no_grad`, whatever hooks have been put on it, with its windows batched; once.
 
     Raises VLMTemporalError when the tower has trainable weights."""
     import torch
     def trained(): return any(p.requires_grad for p in tower.parameters())
     if trained(): raise VLMTemporalError('the vision tower has trainable weights and cannot be frozen')
+    if (known := vars(tower).get('_windows_are_batched')) is not None: return known # it is frozen already
     _fuse_patches(tower)
     stock, before, batched = tower.forward, tower.config._attn_implementation, None
     if hasattr(tower.config, 'window_size'): # the other families look at a whole picture at once
@@ -330,7 +331,7 @@ def freeze_vision(
         tower.config._attn_implementation = WINDOWED if batched and not after_all else before
         if after_all: return stock(*args, **kwargs)
         with torch.no_grad(), _kept(getattr(tower, 'blocks', ())): return (batched or stock)(*args, **kwargs)
-    tower.forward = forward
+    tower.forward, tower._windows_are_batched = forward, batched is not None
     return batched is not None
 
 # %% ../nbs/02a_kernels.ipynb #28c03804
