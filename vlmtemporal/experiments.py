@@ -26,7 +26,7 @@ from .frames import FrameSpec
 from .recordings import default_spec, get_split, protocol_of, sessions
 from .operations import Grammar
 from .report import (Section, comparison_sections, phases, provenance_section, save_result,
-                                write_report)
+                                short_section, write_report)
 from .results import (MethodComparison, MethodPredictions, Result, Table, all_metrics, format_interval,
                                  format_number, nan_to_null, person_of, pool_methods, rescore, score_table,
                                  with_grammar)
@@ -268,7 +268,7 @@ def _write_ablation(
     sources = {n: [asdict(r.provenance) for r in found[n]] for n in trained}
     tape = [Section(f'Tape by phase: {n}, first run', [phases(found[n][0].comparison, recorded).table])
             for n in trained]
-    write_report(out, f'What helps: {len(after.rows)} variants on {result.title}', [
+    write_report(out, f'What helps: {len(after.rows)} variants on {result.about}', [
         Section('Variants', [after.table], _VARIANTS.format(first=first)),
         Section('The base, before any training', [before.table]), *tape, provenance_section(sources)])
     write_json(out/'ablation.json', after.to_dict() | nan_to_null(dict(base=before.rows, provenance=sources)))
@@ -404,7 +404,8 @@ def leave_one_person_out(
     with _held(out, recipe): done = LeaveOneOut({who: _result(campaign, run) for who, run in runs.items()})
     d = done.to_dict()
     write_report(out, done.title, [
-        Section('Every person', [done.table]), *comparison_sections(done.comparison, campaign.recorded),
+        short_section(done.comparison), Section('Every person', [done.table]),
+        *comparison_sections(done.comparison, campaign.recorded),
         provenance_section(d['provenance'])])
     write_json(out/'lopo.json', d)
     return done
