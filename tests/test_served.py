@@ -11,24 +11,27 @@ from vlmtemporal import evaluation
 from vlmtemporal.basics import BadInput, VLMTemporalError, json_hash
 from vlmtemporal.dataset import build
 from vlmtemporal.evaluation import evaluate, evaluation_set
+from vlmtemporal.exports import export_model
 from vlmtemporal.loading import load_model
 from vlmtemporal.operations import LOGISTICS
-from vlmtemporal.publishing import merge
+from vlmtemporal.prompts import parse_answer
 from vlmtemporal.report import save_result
 from vlmtemporal.results import rescore, score_table
 from vlmtemporal.served import MOST_BYTES, Endpoint, ServedModel
 from vlmtemporal.shards import find_split
+from vlmtemporal.twin import make_twin
 
 CLIPS = int(os.environ.get('VLMTEMPORAL_SERVED_CLIPS', 3)) # 60: issue 24
 
 
 @pytest.fixture(scope='module')
-def tested(mock, shards, tmp_path_factory):
+def tested(shards, tmp_path_factory):
     "Shards with so many test clips."
     if CLIPS < 7: return shards
-    out = tmp_path_factory.mktemp('served')/'shards'
-    build(mock, out)
-    return out
+    work = tmp_path_factory.mktemp('served')
+    make_twin(work/'twin', seed=5, boxes=4, only=['U0108'])
+    build(work/'twin', work/'shards', 'test')
+    return work/'shards'
 
 
 @pytest.fixture(scope='module')
@@ -91,7 +94,8 @@ def wait_for(url, process, seconds=120):
 
 def test_transformers_serve_gives_the_same_table(tested, tmp_path, monkeypatch):
     pytest.importorskip('openai', reason='transformers serve needs the package openai')
-    model, port = merge('tiny', tmp_path/'merged'), free_port()
+    folder, port = export_model('tiny', tmp_path/'exported', 'vllm'), free_port()
+    model = folder/'model'
     program = str(Path(sys.executable).parent/'transformers')
     command = [program, 'serve', '--device', 'cpu', '--port', str(port), str(model)]
     with (tmp_path/'log').open('w') as log:
@@ -100,13 +104,15 @@ def test_transformers_serve_gives_the_same_table(tested, tmp_path, monkeypatch):
         url = f'http://localhost:{port}/v1'
         assert wait_for(url, process) == [str(model)]
         found = evaluate(tested, ServedModel(f'openai:{url}#{model}'), clips=CLIPS)
+        request = json.loads((folder/'request.json').read_text()) | dict(model=str(model))
+        assert parse_answer(Endpoint(url).chat(request)['text'], LOGISTICS).stage == 'json', 'what the README sends'
     finally:
         process.terminate()
         process.wait(30)
     monkeypatch.setattr(evaluation, 'load_model', functools.partial(load_model, quantize=False)) # as it is served
     direct = evaluate(tested, model, clips=CLIPS, decoder='generate')
     assert found.provenance.decoder == 'served, text', 'it takes a schema, and does not heed it'
-    assert rows(found, f'served ({model})') == rows(direct, 'base (merged)') and rows(found, f'served ({model})')
+    assert rows(found, f'served ({model})') == rows(direct, 'base (model)') and rows(found, f'served ({model})')
 
 
 def status(code, value=None, **headers):

@@ -458,20 +458,37 @@ def normalise(
                                        trusted=trusted == Trust.yes)))
 
 # %% ../nbs/04j_cli.ipynb #364ef3a9
+_FOR = typer.Option('--for', help='SOURCE is an adapter: write it, merged into its base, for a server: vllm; gguf, for '
+                                  "llama.cpp's server; ollama. With the words, the schema and a request that works.")
+
 @app.command()
 def export(
-    shards: BuiltOrSplit,
+    source: Annotated[Path, typer.Argument(
+        help="What `build` wrote, or one split of it; with --for an adapter folder, or 'tiny', the one that ships.")],
     out: Annotated[Path, typer.Argument(help='Folder to write, in one piece.')],
     format: Annotated[str, typer.Option(
-        help='llava: images and conversations, as Qwen-VL-Series-Finetune and LLaMA-Factory read them; '
-             'samples: twenty diverse examples as folders and a page.')] = 'llava',
+        help='Of examples: llava, images and conversations, as Qwen-VL-Series-Finetune and LLaMA-Factory read them; '
+             'samples, twenty diverse examples as folders and a page.')] = 'llava',
+    server: Annotated[str | None, _FOR] = None,
+    model: Base = None,
+    converter: Annotated[Path | None, typer.Option(
+        help="llama.cpp's convert_hf_to_gguf.py, for gguf and ollama; on the path when absent.")] = None,
+    outtype: Annotated[str, typer.Option(help='Numbers of a GGUF file: f16, bf16, q8_0 or f32.')] = 'f16',
 ):
-    "Write examples for other trainers, or for people."
+    "Write examples for other trainers, or for people; or a model for another server."
     from vlmtemporal.inspection import export_llava, write_samples
-    if format == 'samples': typer.echo(f'to look at: {write_samples(shards, out)}')
+    if server: typer.echo(_export_model(source, out, server, model, converter, outtype))
+    elif format == 'samples': typer.echo(f'to look at: {write_samples(source, out)}')
     elif format == 'llava':
-        for name, n in export_llava(shards, out).items(): typer.echo(f'{name}: {n} examples in {out/name}.json')
+        for name, n in export_llava(source, out).items(): typer.echo(f'{name}: {n} examples in {out/name}.json')
     else: raise BadInput(f'unknown format {format!r}', '--format', 'use llava or samples')
+
+def _export_model(adapter: Path, out: Path, server: str, model: str | None, converter: Path | None,
+                  outtype: str) -> str:
+    "Where it is, and how to go on."
+    from vlmtemporal.exports import export_model
+    done = export_model(str(adapter), out, server, model, converter, outtype)
+    return f'{done}: how to serve and ask it stands in {done/"README.md"}'
 
 # %% ../nbs/04j_cli.ipynb #f0c9f9a6
 @app.command()
