@@ -29,6 +29,7 @@ def place(stem: str) -> tuple[int, str]:
 
 
 PLACES = {module: (2, f'0{module}') if module in BEFORE else place(stem) for module, stem in PAGES.items()}
+PLACES['tower_file'] = 2, 'a1' # builds on page 2a, and the trainer on it
 
 
 def imports_of(node: ast.AST) -> list[str]:

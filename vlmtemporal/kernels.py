@@ -4,18 +4,23 @@
 
 # %% auto #0
 __all__ = ['ATTENTION', 'WINDOWED', 'quiet', 'checkpointing_arguments', 'prompt_attention', 'prompt_mask', 'attention_names',
-           'window_plan', 'window_attention', 'sizes_of', 'rotated', 'freeze_vision', 'fuse_norms',
-           'widen_feed_forward', 'run_in_float32', 'guard_fp16', 'unwrapped_names', 'restore_float32', 'layers_of',
-           'keep_layers', 'dequantize', 'keep_differentiable', 'fuse_adapters', 'OneFrameVideos', 'show_as_videos']
+           'window_plan', 'window_attention', 'sizes_of', 'freeze_vision', 'Shown', 'OneByOne', 'look_one_by_one',
+           'fuse_norms', 'fuse_gates', 'fuse_rotations', 'widen_feed_forward', 'unpack', 'run_in_float32', 'guard_fp16',
+           'unwrapped_names', 'restore_float32', 'layers_of', 'keep_layers', 'dequantize', 'keep_differentiable',
+           'fuse_adapters', 'OneFrameVideos', 'show_as_videos']
 
 # %% ../nbs/02a_kernels.ipynb #9cfa2f4f
-import logging, re, warnings
+import copy, inspect, logging, re, warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field, make_dataclass
 from functools import lru_cache, partial, wraps
+from itertools import accumulate
+from types import FunctionType, MethodType, SimpleNamespace
 from typing import Any
 
 from .basics import BadInput, VLMTemporalError, VLMTemporalWarning
+from .elementwise import gated, normed, turned
 
 # %% ../nbs/02a_kernels.ipynb #c2618186
 logging.getLogger('bitsandbytes.backends.cpu.ops').setLevel(logging.ERROR) # it misses an optional kernel, aloud
@@ -112,6 +117,31 @@ def attention_names() -> dict[str, str]: # part of the configuration -> name
     AttentionMaskInterface.register(ATTENTION, prompt_mask)
     return {'': 'sdpa', 'vision_config': 'sdpa', 'text_config': ATTENTION}
 
+# %% ../nbs/02a_kernels.ipynb #0167061a
+def _with_derivatives(way: Callable, inputs: tuple) -> list:
+    "What a function gives for these tensors, and the derivatives of a weighted sum of it."
+    import torch
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    with torch.enable_grad():
+        out = way(*leaves)
+        out = list(out) if isinstance(out, tuple) else [out]
+        loss = sum((y*torch.linspace(1, 2, y.numel(), device=y.device).view_as(y)).sum() for y in out)
+    return [y.detach() for y in out] + list(torch.autograd.grad(loss, leaves))
+
+# %% ../nbs/02a_kernels.ipynb #0a5b6476
+def _apart(stock: Callable, ours: Callable, *inputs) -> float:
+    "How far both are from each other, in values or derivatives, as a share of the largest."
+    right, mine = (_with_derivatives(way, inputs) for way in (stock, ours))
+    shares = [(a - b).abs().max()/a.abs().max().clamp(min=1e-9) for a, b in zip(right, mine, strict=True)]
+    return float(max(shares))
+
+def _agree(what: str, stock: Callable, ours: Callable, *inputs) -> bool:
+    "Do both give the same for these float32 tensors? A warning when not."
+    try: why = f'its results differ by {apart:.1e}' if not (apart := _apart(stock, ours, *inputs)) <= 1e-5 else ''
+    except Exception as e: why = f'{type(e).__name__}: {e}'.splitlines()[0][:200] # another version: slower, never wrong
+    if why: warnings.warn(f'{what} is left to transformers ({why})', VLMTemporalWarning, stacklevel=3)
+    return not why
+
 # %% ../nbs/02a_kernels.ipynb #eb21ec00
 WINDOWED = 'vlmtemporal_flash_windows' # the name under which transformers knows `window_attention`
 
@@ -166,7 +196,7 @@ def _planned(edges, device):
 def sizes_of(
     tower,     # a vision tower with windows
 ) -> Callable: # pictures' sizes int64 (n, 3), in patches -> keyword arguments of its forward
-    "What a tower works out from the pictures' sizes, remembered for the last few sizes."
+    "What a tower works out from the pictures' sizes, remembered for the last few sizes, and by the tensor of sizes."
     import torch
     from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
     @lru_cache(64)
@@ -178,34 +208,24 @@ def sizes_of(
             cu_seqlens=_planned(pictures, device), max_seqlen=int(pictures.diff().max()),
             cu_window_seqlens=_planned(windows, device), max_window_seqlen=int(windows.diff().max()),
             window_index=order.to(device), position_ids=get_vision_position_ids(sizes, merge).to(device))
-    def sizes(grid): return known(tuple(map(tuple, grid.tolist())), grid.device)
+    def sizes(grid):
+        if not hasattr(grid, 'told'): grid.told = known(tuple(map(tuple, grid.tolist())), grid.device)
+        return grid.told
     return sizes
-
-# %% ../nbs/02a_kernels.ipynb #c4e7d913
-def rotated(
-    x,   # (S, ..., D) queries or keys
-    cos, # (S, D) of their positions' angles
-    sin, # (S, D)
-):       # (S, ..., D), as `x` in 16 or 32 bits
-    "Queries or keys turned by their positions: `apply_rotary_pos_emb_vision` without its float32 copies."
-    import torch
-    half, y = x.shape[-1]//2, torch.empty_like(x)
-    cos, sin = (t.view(len(t), *[1]*(x.dim() - 2), -1) for t in (cos, sin))
-    a, b = x[..., :half], x[..., half:]
-    torch.addcmul(a*cos[..., :half], b, sin[..., :half], value=-1, out=y[..., :half])
-    torch.addcmul(b*cos[..., half:], a, sin[..., half:], out=y[..., half:])
-    return y
 
 # %% ../nbs/02a_kernels.ipynb #42bd98ac
 def _attend_in_windows(attention):
-    "Give an attention of the tower a forward that takes `rotated` where windows are batched, and its own elsewhere."
+    "Give an attention of the tower a forward that takes `turned` where windows are batched, and its own elsewhere."
     stock = attention.forward
     def forward(x, cu_seqlens, *args, position_embeddings=None, **kwargs):
         if attention.config._attn_implementation != WINDOWED:
             return stock(x, cu_seqlens, *args, position_embeddings=position_embeddings, **kwargs)
-        parts = attention.qkv(x).view(len(x), 3, attention.num_heads, -1) # queries, keys, values
-        q, k = rotated(parts[:, :2], *(t.float() for t in position_embeddings)).unbind(1)
-        q, k, v = (t.transpose(0, 1)[None] for t in (q, k, parts[:, 2]))
+        heads = attention.num_heads
+        parts = attention.qkv(x).view(len(x), 3*heads, -1).transpose(0, 1)[None] # queries, keys, values: (1, 3H, S, D)
+        both = parts[:, :2*heads]
+        cos, sin = (t[None] for t in position_embeddings)
+        turned(both, cos, sin, out=both)
+        q, k, v = parts.split(heads, 1)
         out, _ = window_attention(attention, q, k, v, None, attention.scaling, cu_seqlens)
         return attention.proj(out.reshape(x.shape))
     attention.forward = forward
@@ -253,6 +273,40 @@ def _batched(tower) -> tuple[Callable | None, str | None]:
         return None, f'{type(e).__name__}: {e}'
     return (None, why) if why else (batched, None)
 
+# %% ../nbs/02a_kernels.ipynb #e267faa9
+def _as_product(embed) -> Callable | None:
+    "The forward of a tower's patch embedding as one matrix product; None when it is something else."
+    import torch
+    conv: Any = getattr(embed, 'proj', None)
+    if type(conv) is not torch.nn.Conv3d or conv.stride != conv.kernel_size or conv.groups > 1: return None
+    if conv.padding != (0, 0, 0) or conv.dilation != (1, 1, 1) or 'forward' in vars(embed): return None
+    def forward(pixels):
+        weight = conv.weight.flatten(1)
+        return torch.nn.functional.linear(pixels.view(-1, weight.shape[1]).to(weight.dtype), weight, conv.bias)
+    return forward
+
+# %% ../nbs/02a_kernels.ipynb #638d36da
+def _fuse_patches(tower):
+    "Cut and embed patches by one matrix product, where both ways agree."
+    import torch
+    embed: Any = getattr(tower, 'patch_embed', None)
+    if (ours := _as_product(embed)) is None: return
+    weight = embed.proj.weight
+    x = torch.randn(3, weight[0].numel(), generator=torch.Generator().manual_seed(0)).to(weight)
+    with torch.no_grad(): stock, out = embed(x).float(), ours(x).float()
+    allowed = 1e-4 if weight.dtype == torch.float32 else 2e-2
+    if stock.shape == out.shape and (stock - out).norm() <= allowed*stock.norm(): embed.forward = ours
+
+# %% ../nbs/02a_kernels.ipynb #19efd358
+@contextmanager
+def _kept(blocks) -> Iterator[None]:
+    "Run these layers without gradient checkpointing."
+    switched = [b for b in blocks if getattr(b, 'gradient_checkpointing', False)]
+    for b in switched: b.gradient_checkpointing = False
+    try: yield
+    finally:
+        for b in switched: b.gradient_checkpointing = True
+
 # %% ../nbs/02a_kernels.ipynb #943cb0d8
 def freeze_vision(
     tower,  # a vision tower, whose weights are all frozen
@@ -263,6 +317,7 @@ def freeze_vision(
     import torch
     def trained(): return any(p.requires_grad for p in tower.parameters())
     if trained(): raise VLMTemporalError('the vision tower has trainable weights and cannot be frozen')
+    _fuse_patches(tower)
     stock, before, batched = tower.forward, tower.config._attn_implementation, None
     if hasattr(tower.config, 'window_size'): # the other families look at a whole picture at once
         batched, why = _batched(tower)
@@ -274,22 +329,113 @@ def freeze_vision(
         after_all = trained()
         tower.config._attn_implementation = WINDOWED if batched and not after_all else before
         if after_all: return stock(*args, **kwargs)
-        with torch.no_grad(): return (batched or stock)(*args, **kwargs)
+        with torch.no_grad(), _kept(getattr(tower, 'blocks', ())): return (batched or stock)(*args, **kwargs)
     tower.forward = forward
     return batched is not None
+
+# %% ../nbs/02a_kernels.ipynb #28c03804
+@dataclass
+class Shown:
+    "The examples of a batch, as they are shown to a tower."
+    counts: list[int]  # pictures of each
+    known: list        # what the tower made of each before: names and tensors; None: to be computed
+    found: Callable[[int, list], None] = lambda i, parts: None # is told what the tower made of example `i`
+
+def _parts(out) -> list[tuple]:
+    "What models take of a tower's output: names of fields and their tensors, as many rows in each."
+    import torch
+    main = 'pooler_output' if isinstance(out.pooler_output, torch.Tensor) else 'last_hidden_state'
+    return [(main, out[main]), *(('deepstack_features', x) for x in getattr(out, 'deepstack_features', None) or ())]
+
+# %% ../nbs/02a_kernels.ipynb #ab299e22
+@lru_cache(1)
+def _output_class() -> type:
+    "The class of a tower's output, of whatever family."
+    from transformers.utils import ModelOutput
+    names = ('last_hidden_state', 'pooler_output', 'deepstack_features', 'hidden_states', 'attentions')
+    fields = [(name, object, field(default=None)) for name in names]
+    return make_dataclass('TowerOutput', fields, bases=(ModelOutput,))
+
+def _joined(examples: list[list], device):
+    "One output of the parts of several examples."
+    import torch
+    parts = [(rows[0][0], torch.cat([x.to(device) for _, x in rows])) for rows in zip(*examples, strict=True)]
+    deep = [x for name, x in parts[1:] if name == 'deepstack_features']
+    return _output_class()(**dict(parts[:1]), **(dict(deepstack_features=deep) if deep else {}))
+
+# %% ../nbs/02a_kernels.ipynb #c9874baf
+def _slices(counts: list[int]) -> list[slice]:
+    "Where so many belong to the first, so many to the second, and so on."
+    ends = list(accumulate(counts))
+    return [slice(end - n, end) for n, end in zip(counts, ends)]
+
+# %% ../nbs/02a_kernels.ipynb #67ea42cb
+class OneByOne:
+    "A vision tower that, while `shown` is set, looks at one example after the other and passes over those it knows."
+    def __init__(self, tower): # with pictures' sizes in its forward; frozen
+        self.tower, self.stock = tower, tower.forward
+        self.shown: Any = None # a `Shown` during a forward pass
+        self.compute: Callable = self._compute # a faster one may take its place
+        self._sizes: dict = {}
+        @wraps(self.stock)
+        def forward(*args, **kwargs):
+            whole = self.shown is None or 'grid_thw' not in kwargs or any(p.requires_grad for p in tower.parameters())
+            return self.stock(*args, **kwargs) if whole else self._each(*args, **kwargs)
+        tower.forward = forward
+    def remove(self):
+        "Give the tower its forward back."
+        self.tower.forward = self.stock
+    def _compute(self, pixels, sizes, **more) -> list[tuple]: return _parts(self.stock(pixels, grid_thw=sizes, **more))
+    def _size(self, sizes: list, device):
+        "Pictures' sizes as a tensor that stays, with what the tower works out from it."
+        import torch
+        key = *map(tuple, sizes), device
+        if len(self._sizes) >= 64: self._sizes.clear()
+        if key not in self._sizes: self._sizes[key] = torch.tensor(sizes, device=device)
+        return self._sizes[key]
+    def _each(self, pixels=None, *, pixel_values=None, grid_thw, **more):
+        pixels = pixel_values if pixels is None else pixels
+        sizes, shown, at, outputs = grid_thw.tolist(), self.shown, 0, []
+        for i, (known, mine) in enumerate(zip(shown.known, _slices(shown.counts), strict=True)):
+            if known is None:
+                end = at + sum(t*h*w for t, h, w in sizes[mine])
+                own = {k: x[mine] if getattr(x, 'shape', ())[:1] == (len(sizes),) else x for k, x in more.items()}
+                known = self.compute(pixels[at:end], self._size(sizes[mine], grid_thw.device), **own)
+                shown.found(i, known)
+                at = end
+            outputs.append(known)
+        return _joined(outputs, pixels.device)
+
+# %% ../nbs/02a_kernels.ipynb #df10d183
+def look_one_by_one(
+    tower,                  # with pictures' sizes in its forward; frozen
+    look: Callable,         # shows it some examples, called twice; gives a tensor of what the model makes of them
+    counts: list[int],      # pictures of each example
+) -> tuple[OneByOne | None, list]: # None, and a warning, where it is not the same; the parts of each example
+    "Have a tower look at examples one after the other."
+    parts: dict[int, list] = {}
+    together, alone = look().float(), OneByOne(tower)
+    alone.shown = Shown(counts, [None]*len(counts), parts.__setitem__)
+    try:
+        each = look().float()
+        apart = float((each - together).norm()/together.norm().clamp(min=1e-6))
+        why = None if apart < 5e-2 and len(parts) == len(counts) else f'its output differs by {apart:.1e}'
+    except Exception as e: why = f'{type(e).__name__}: {e}'
+    alone.shown = None
+    if not why: return alone, [parts[i] for i in range(len(counts))]
+    alone.remove()
+    warnings.warn(f'the vision tower looks at whole batches ({why})', VLMTemporalWarning, stacklevel=2)
+    return None, []
 
 # %% ../nbs/02a_kernels.ipynb #6212e9a4
 def _fused(norm) -> Callable | None:
     "The forward of an RMSNorm by torch's kernel; None when it is none, or one of another definition."
     import torch
-    from torch.nn.functional import rms_norm
     weight, eps = getattr(norm, 'weight', None), getattr(norm, 'variance_epsilon', None)
     if not type(norm).__name__.endswith('RMSNorm') or weight is None or eps is None: return None
-    def forward(x): return rms_norm(x, norm.weight.shape, norm.weight, eps)
-    x = torch.randn(4, len(weight), generator=torch.Generator().manual_seed(0)).to(weight)
-    with torch.no_grad(): stock, fused = norm(x), forward(x)
-    allowed = 1e-5 if weight.dtype == torch.float32 else 1e-2
-    return forward if (stock - fused).abs().max() <= allowed*stock.abs().max() else None
+    def forward(x): return normed(x, norm.weight, eps)
+    x = torch.randn(4, len(weight), generator=torch.Generator().manual_seed(0)).to(weight.device)
+    return forward if _apart(norm, forward, x) <= 1e-5 else None
 
 # %% ../nbs/02a_kernels.ipynb #07694351
 def fuse_norms(
@@ -304,9 +450,100 @@ def fuse_norms(
             done += 1
     return done
 
+# %% ../nbs/02a_kernels.ipynb #628cb18b
+def _is_gated(part) -> bool:
+    "Is this a feed-forward part with a SiLU gate whose forward is still transformers' own?"
+    names = ('gate_proj', 'up_proj', 'down_proj', 'act_fn')
+    if 'forward' in vars(part) or not all(hasattr(part, name) for name in names): return False
+    return type(part.act_fn).__name__ in ('SiLU', 'SiLUActivation')
+
+def _gate_agrees(part, device) -> bool:
+    "Does the forward of this part compute what ours does?"
+    import torch
+    halves = SimpleNamespace(gate_proj=lambda x: x[..., :5], up_proj=lambda x: x[..., 5:], down_proj=lambda x: x,
+                             act_fn=part.act_fn)
+    x = torch.randn(2, 3, 10, generator=torch.Generator().manual_seed(0)).to(device)
+    return _agree(f'the gate of {type(part).__name__}', lambda x: type(part).forward(halves, x),
+                  lambda x: gated(x[..., :5], x[..., 5:]), x)
+
+# %% ../nbs/02a_kernels.ipynb #51379886
+def _gated_forward(part) -> Callable:
+    "The forward of a feed-forward part with the gate in one kernel."
+    import torch
+    def forward(x):
+        gate = part.gate_proj(x)
+        free = not torch.is_grad_enabled() and gate.is_contiguous()
+        return part.down_proj(gated(gate, part.up_proj(x), out=gate if free else None))
+    return forward
+
+def fuse_gates(
+    model,  # whatever has feed-forward parts
+) -> int:   # how many were replaced
+    "Have one kernel do the gate of every feed-forward part whose forward agrees with it."
+    parts = [m for m in model.modules() if _is_gated(m)]
+    device = next(model.parameters()).device
+    works = {kind: _gate_agrees(part, device) for kind, part in {type(p): p for p in parts}.items()}
+    for part in parts:
+        if works[type(part)]: part.forward = _gated_forward(part)
+    return sum(works[type(p)] for p in parts)
+
+# %% ../nbs/02a_kernels.ipynb #d7aae40e
+_ROTATION = 'apply_rotary_pos_emb' # as transformers calls it
+
+def _turn_both(stock: Callable, q, k, cos, sin, unsqueeze_dim: int = 1):
+    "transformers' `apply_rotary_pos_emb`, by `turned`; by itself where heads or angles are of another kind."
+    import torch
+    fits = unsqueeze_dim == 1 and cos.dim() == 3 and q.dim() == k.dim() == 4 and q.shape[-1] == cos.shape[-1]
+    if not fits or torch.promote_types(q.dtype, cos.dtype) != q.dtype or q.dtype != k.dtype:
+        return stock(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
+    return turned(q, cos, sin), turned(k, cos, sin)
+
+# %% ../nbs/02a_kernels.ipynb #2ff57faf
+def _rotation_agrees(attention, stock: Callable, ours: Callable, device) -> bool:
+    "Does transformers' rotation compute what ours does?"
+    import torch
+    g = torch.Generator().manual_seed(0)
+    def draw(*shape): return torch.randn(*shape, generator=g).to(device)
+    width = int(getattr(attention, 'head_dim', 64))
+    q, k = (draw(2, 5, heads, width).transpose(1, 2) for heads in (4, 2))
+    angles = draw(2, 5, width//2).repeat(1, 1, 2)
+    def way(rotate): return lambda q, k: rotate(q, k, angles.cos(), angles.sin())
+    return _agree(f'the rotation of {type(attention).__name__}', way(stock), way(ours), q, k)
+
+# %% ../nbs/02a_kernels.ipynb #d4093f48
+def _own_forward(attention):
+    "The function behind an attention's forward when it is transformers' own and rotates by the known name; else None."
+    if 'forward' in vars(attention) or not hasattr(type(attention), 'forward'): return None
+    forward = inspect.unwrap(type(attention).forward)
+    known = isinstance(forward, FunctionType) and _ROTATION in forward.__code__.co_names
+    return forward if known and _ROTATION in forward.__globals__ else None
+
+def _knowing(function: FunctionType, **names) -> FunctionType:
+    "A copy of a function for which these global names mean something else."
+    new = FunctionType(function.__code__, {**function.__globals__, **names}, function.__name__, function.__defaults__,
+                       function.__closure__)
+    new.__kwdefaults__ = function.__kwdefaults__
+    return new
+
+# %% ../nbs/02a_kernels.ipynb #a9a2bdf4
+def fuse_rotations(
+    model,  # whatever has attentions that turn queries and keys
+) -> int:   # how many were replaced
+    "Have one kernel turn queries, and one keys, in every attention of a language model that agrees with it."
+    done, works, device = 0, {}, next(model.parameters()).device
+    for module in model.modules():
+        if (forward := _own_forward(module)) is None: continue
+        stock = forward.__globals__[_ROTATION]
+        ours = partial(_turn_both, stock)
+        if stock not in works: works[stock] = _rotation_agrees(module, stock, ours, device)
+        if not works[stock]: continue
+        module.forward = MethodType(_knowing(forward, **{_ROTATION: ours}), module)
+        done += 1
+    return done
+
 # %% ../nbs/02a_kernels.ipynb #9f902ed9
 def _widen_layer(gate, up, down, extra: int):
-    "Give one gated feed-forward part `extra` inner features that are zero."
+    "Give one gated feed-forward part of 16 or 32 bits `extra` inner features that are zero."
     from torch.nn.functional import pad
     for layer in (gate, up):
         layer.weight.data = pad(layer.weight.data, (0, 0, 0, extra))
@@ -315,20 +552,109 @@ def _widen_layer(gate, up, down, extra: int):
     down.weight.data = pad(down.weight.data, (0, extra))
     down.in_features += extra
 
+# %% ../nbs/02a_kernels.ipynb #6b174a99
+def _is_nf4(layer) -> bool:
+    "Is this one of bitsandbytes' four-bit layers, packed as its GPU kernels want it?"
+    state = getattr(getattr(layer, 'weight', None), 'quant_state', None)
+    if type(layer).__name__ != 'Linear4bit' or state is None or layer.weight.data.element_size() != 1: return False
+    return not getattr(state, 'packing_format_for_cpu', False)
+
+def _values(layer):
+    "The weights (out, in) of an NF4 layer, in the format in which it was loaded."
+    from bitsandbytes.functional import dequantize_4bit
+    return dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+
+# %% ../nbs/02a_kernels.ipynb #f4d2c640
+def _longer_state(state, rows: int):
+    "What bitsandbytes knows of a weight, for one with so many more rows; the scales of their blocks do not matter."
+    from torch.nn.functional import pad
+    new = copy.copy(state)
+    new.shape = type(state.shape)((state.shape[0] + rows, state.shape[1]))
+    new.absmax = pad(state.absmax, (0, rows*state.shape[1]//state.blocksize))
+    if state.nested:
+        new.state2 = copy.copy(state.state2)
+        blocks = -(-len(new.absmax)//state.state2.blocksize)
+        new.state2.absmax = pad(state.state2.absmax, (0, blocks - len(state.state2.absmax)))
+    return new
+
+# %% ../nbs/02a_kernels.ipynb #0efe6845
+def _holds(weight, values) -> bool:
+    "Does a packed weight hold these values, and zeros behind them?"
+    import torch
+    from torch.nn.functional import pad
+    try: new = _values(SimpleNamespace(weight=weight))
+    except Exception: return False # another version of bitsandbytes, which packs otherwise
+    return torch.equal(new, pad(values, (0, 0, 0, len(new) - len(values))))
+
+def _with_rows(layer, rows: int):
+    "The weight of an NF4 layer with so many rows of zeros behind; None where its blocks do not allow it."
+    import torch
+    weight, state = layer.weight, layer.weight.quant_state
+    if state.shape.numel() % state.blocksize or rows*state.shape[1] % state.blocksize: return None
+    zero = 17*int(state.code.abs().argmin()) # two in a byte
+    codes = torch.cat([weight.data.view(-1), weight.data.new_full((rows*state.shape[1]//2,), zero)])
+    new = copy.copy(weight)
+    new.data, new.quant_state = codes.view(-1, 1), _longer_state(state, rows)
+    return new if _holds(new, _values(layer)) else None
+
+# %% ../nbs/02a_kernels.ipynb #4340a59a
+def _feed_wider(down, extra: int):
+    "Let an NF4 layer take so many features more, whose weights are zero."
+    from torch.nn.functional import linear, pad
+    def forward(x):
+        bias = None if down.bias is None else down.bias.to(x.dtype)
+        return linear(x, pad(_values(down), (0, extra)).to(x.dtype), bias)
+    down.forward = forward
+    down.in_features += extra
+
+# %% ../nbs/02a_kernels.ipynb #9d59e271
+def _widen_nf4(gate, up, down, extra: int) -> bool:
+    "The same for a part in NF4; False, and nothing done, where its blocks do not allow it."
+    from torch.nn.functional import pad
+    wider = [_with_rows(layer, extra) for layer in (gate, up)]
+    if any(weight is None for weight in wider): return False
+    for layer, weight in zip((gate, up), wider):
+        layer.weight, layer.quant_state = weight, weight.quant_state # type: ignore[union-attr]
+        layer.out_features += extra
+        if layer.bias is not None: layer.bias.data = pad(layer.bias.data, (0, extra))
+    _feed_wider(down, extra)
+    return True
+
 # %% ../nbs/02a_kernels.ipynb #f282aaf5
 def widen_feed_forward(
     tower,               # a vision tower that is only used, and never saved
     multiple: int = 64,
-) -> int:                # layers that were widened; quantised ones stay as they are
-    "Pad the inner width of every gated feed-forward part with zeros, in place."
+) -> int:                # layers that were widened
+    "Pad the inner width of every gated feed-forward part with zeros, in place; its values stay."
+    import torch
+    done, left = 0, 0
+    for module in tower.modules():
+        gate, up, down = layers = [getattr(module, name, None) for name in ('gate_proj', 'up_proj', 'down_proj')]
+        dense, packed = all(type(x) is torch.nn.Linear for x in layers), all(map(_is_nf4, layers))
+        extra = -down.in_features % multiple if dense or packed else 0 # type: ignore[union-attr]
+        if not extra: continue
+        if dense: _widen_layer(gate, up, down, extra)
+        if dense or _widen_nf4(gate, up, down, extra): done += 1
+        else: left += 1
+    if left:
+        warnings.warn(f'{left} feed-forward parts of the tower keep their width: their packed weights cannot be '
+                      'widened', VLMTemporalWarning, stacklevel=2)
+    return done
+
+# %% ../nbs/02a_kernels.ipynb #7b37702b
+def unpack(
+    part,   # of a model, such as its tower; its NF4 layers become ordinary ones
+) -> int:   # how many
+    "Turn NF4 weights into ones of the format in which they were loaded, of the same values, in place."
     import torch
     done = 0
-    for module in tower.modules():
-        layers = [getattr(module, name, None) for name in ('gate_proj', 'up_proj', 'down_proj')]
-        if any(type(layer) is not torch.nn.Linear for layer in layers): continue
-        gate, up, down = layers
-        if extra := -down.in_features % multiple: # type: ignore[union-attr]
-            _widen_layer(gate, up, down, extra)
+    for parent in list(part.modules()):
+        for name, layer in parent.named_children():
+            if not _is_nf4(layer): continue
+            dense = torch.nn.Linear(layer.in_features, layer.out_features, bias=False, device='meta')
+            dense.train(layer.training)
+            dense.weight, dense.bias = torch.nn.Parameter(_values(layer), requires_grad=False), layer.bias
+            setattr(parent, name, dense)
             done += 1
     return done
 

@@ -30,7 +30,7 @@ from .prompts import answer_text
 from .publishing import merge, model_card, publish # noqa: F401, for others
 from .runtime import Runtime
 from .shards import Shards, find_split, verify
-from .trainer import (TrainConfig, check_run, guard_trainer, make_trainer, rank,
+from .trainer import (TrainConfig, check_run, guard_trainer, make_trainer, rank, run_memory,
                                  save_adapter, stop_on_sigterm, train_config, world) # noqa: F401, for others
 
 _all_ = ['TrainConfig', 'train_config', 'merge', 'model_card', 'publish'] # what people ask this chapter for
@@ -266,7 +266,8 @@ def fit(
     checkpoint = _prepare(out, data, model, config, resume)
     set_seed(config.seed)
     loaded = load_model(model)
-    trainer = make_trainer(loaded, data, out, config, stop, begin=start)
+    memory = run_memory(config, data, out)
+    trainer = make_trainer(loaded, data, out, config, stop, begin=start, memory=memory)
     float32_modules = _guarded(trainer)
     begin = time.time()
     with _taken(out, run_identity(data, model, config)), stop_on_sigterm(stop):
@@ -278,6 +279,7 @@ def fit(
         write_json(out/'history.json', history)
         if done: _check_trained(loaded.model, state.global_step)
         if done: save_adapter(loaded, out/'adapter', data, _training(config, data, history), float32_modules)
+        if done and memory: memory.remove()
     trainer.accelerator.end_training() # several processes part in good order
     return Run(str(out/'adapter') if done else None, model_name(model), state.global_step, seconds,
                checkpoint_step(checkpoint) if checkpoint else 0, history, state.max_steps, stop.is_set())
