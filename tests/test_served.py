@@ -10,6 +10,7 @@ from served_model import NAME, counted, serving
 from vlmtemporal import evaluation
 from vlmtemporal.basics import BadInput, VLMTemporalError, json_hash
 from vlmtemporal.dataset import build
+from vlmtemporal.engine import Engine
 from vlmtemporal.evaluation import evaluate, evaluation_set
 from vlmtemporal.exports import export_model
 from vlmtemporal.loading import load_model
@@ -17,7 +18,7 @@ from vlmtemporal.operations import LOGISTICS
 from vlmtemporal.prompts import parse_answer
 from vlmtemporal.report import save_result
 from vlmtemporal.results import rescore, score_table
-from vlmtemporal.served import MOST_BYTES, Endpoint, ServedModel
+from vlmtemporal.served import MOST_BYTES, VOTES, Endpoint, ServedModel
 from vlmtemporal.shards import find_split
 from vlmtemporal.twin import make_twin
 
@@ -284,6 +285,23 @@ def test_other_questions_are_other_requests(examples):
         changed[-1, -1, -1, -1] ^= 1
         assert json_hash(one) != json_hash(model.request(replace(examples[0], frames=changed), LOGISTICS))
         assert one['temperature'] == 0 and one['seed'] == 0 and 'data:image/png;base64,' in str(one)
+
+
+def test_predict_and_analyze(video, tmp_path, cli):
+    with serving(None) as server:
+        engine = Engine(served(server))
+        found = engine.predict(video, start=3.)
+        assert found.answer and not found.probabilities and found.parsed_by == 'json', 'no probabilities are made up'
+        analysis = engine.analyze(video, stride=4.)
+        engine.close()
+        assert analysis.warnings == (VOTES,) and .5 < max(analysis.timeline.probabilities) < .9001
+        assert len(pictures(server)) == 1 + analysis.windows and server.most_busy > 1
+        code, out, err = cli('predict', video, '--start', 3, '--model', address(server), '--json')
+        assert code == 0 and json.loads(out)['dominant_operation'] == found.answer.dominant_operation, err
+        code, out, err = cli('predict', video, '--model', address(server), '--adapter', 'tiny')
+        assert code == 2 and 'serve each under a name of its own' in err and err.count('\n') == 1
+    code, out, err = cli('analyze', video, video.parent, '--model', address(server), '--out', tmp_path/'a.jsonl')
+    assert code == 2 and 'no server answers there' in err
 
 
 def test_wrong_numbers():

@@ -748,6 +748,17 @@ def _asked(engine, spec):
     raise BadInput(f'the adapter was trained on {known.k} frames of clips of {describe_clips(known)}',
                    '--seconds, --fps, --k', 'leave them out, or ask the base with --adapter none')
 
+# %% ../nbs/04j_cli.ipynb #61df3738
+def _asked_model(model: str, adapter: str | None) -> Any:
+    "The model as `Engine` takes it. Raises `BadInput` for one that is served nowhere, or with an adapter from here."
+    from vlmtemporal.served import ServedModel, is_served
+    if not is_served(model): return model
+    if adapter not in (None, 'none'):
+        raise BadInput('has no adapters from here', model, 'serve each under a name of its own')
+    served = ServedModel(model)
+    typer.echo(f'{served.name}: {served.decoder.removeprefix("served, ")}', err=True) # it answers, or this raises
+    return served
+
 # %% ../nbs/04j_cli.ipynb #ac482291
 Out = Annotated[Path | None, typer.Option('--out', help=(
     'Of several videos: gets one JSON line a video. The same command again asks about those that are not in it; '
@@ -813,7 +824,7 @@ def _segments_text(found: dict) -> str:
 @app.command()
 def predict(
     videos: Videos,
-    model: Model = 'tiny',
+    model: Evaluated = 'tiny',
     adapter: Adapter = None,
     taxonomy: Words = None,
     start: Start = 0.,
@@ -834,7 +845,7 @@ def predict(
     trust = trusted == Trust.yes
     def load():
         from vlmtemporal.engine import Engine
-        engine = Engine(model, adapter, taxonomy)
+        engine = Engine(_asked_model(model, adapter), adapter, taxonomy)
         engine.spec = _asked(engine, _spec(None, None, seconds, fps, k, engine.spec))
         return engine
     def ask(engine, video, ticket=None, bar=None): return predicted(engine, video, start, trust, ticket)
@@ -904,7 +915,7 @@ def _analyze_all(videos: dict[Path, Path], lines: Any, question: Any, load: Call
 @app.command()
 def analyze(
     videos: Videos,
-    model: Model = 'tiny',
+    model: Evaluated = 'tiny',
     adapter: Adapter = None,
     taxonomy: Words = None,
     stride: Annotated[float, _number('--stride', .04, 10**6, 'Seconds between windows.')] = 1.,
@@ -933,7 +944,7 @@ def analyze(
     suffix, trust = _suffix(export) if export else '', trusted == Trust.yes
     def load():
         from vlmtemporal.engine import Engine
-        return Engine(model, adapter, taxonomy)
+        return Engine(_asked_model(model, adapter), adapter, taxonomy)
     video = _only(videos, out)
     if video is None:
         question = Question('analyze', dict(stride=stride, context=context), model, adapter, taxonomy)
