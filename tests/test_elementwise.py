@@ -89,7 +89,7 @@ def test_interpreted_nothing():
 
 GATE = dict(pointers='gate up out', BLOCK=1024)
 KERNELS = {'_gate_kernel': GATE, '_gate_back_kernel': dict(GATE, pointers='gate up d to_gate to_up'),
-           '_turn_kernel': dict(pointers='x cos sin y', BACK=True, HEADS=16, HALF=64)}
+           '_turn_kernel': dict(pointers='x cos sin y', BACK=True, HEADS=16, HALF=40, BLOCK=64)}
 CARDS = {75: ('fp16', 'fp32'), 90: ('fp16', 'bf16', 'fp32')} # a T4 has no bf16
 
 
@@ -117,7 +117,7 @@ def test_triton_that_does_not_work_is_done_without(fault, monkeypatch):
         if fault: raise fault
         return gate + up
     monkeypatch.setenv('TRITON_INTERPRET', '1')
-    monkeypatch.setattr(elementwise, '_gate_triton', broken)
+    monkeypatch.setattr(elementwise._TRITON, 'gate', broken)
     elementwise._works.cache_clear()
     try:
         gate, up = draw(3, 5), draw(3, 5, seed=1)

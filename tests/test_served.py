@@ -58,10 +58,11 @@ def refused(f, *args, **options):
 
 
 def rows(result, method):
-    "What the tables say of a method."
+    "What the tables say of a method; the column of failures is shown only where somebody failed."
     blocks = [score_table(result.comparison, block) for block in ('all clips', 'inner boundary')]
     known = [dict(zip(t.head, row)) for t in blocks for row in t.rows if row[0] == method]
-    return [{k: v for k, v in row.items() if k != 'method'} for row in known]
+    return [{k: v for k, v in row.items() if k != 'method' and (k, v) != ('parse failures', '0.00')}
+            for row in known]
 
 
 def pictures(server): return [body for shows, body, _ in server.asked if shows]
