@@ -501,23 +501,27 @@ def train(
     settings: Set = None,
     resume: Annotated[bool, typer.Option('--resume', help='Go on from the last complete checkpoint.')] = False,
     processes: Annotated[int, _count('--processes', 1, 64, "GPUs that train together: 2 on Kaggle's T4 x2.")] = 1,
+    begin: Annotated[str | None, typer.Option(
+        '--from', metavar='ADAPTER', help='Begin with the weights of this adapter; of any operations.')] = None,
 ):
     "Fine-tune with QLoRA; checkpoints every 50 steps; survives being killed."
     from vlmtemporal.borrowed import end_with_parent
+    from vlmtemporal.evaluation import observe
     from vlmtemporal.shards import find_split
     from vlmtemporal.train import fit, launch, train_config
     from vlmtemporal.trainer import check_run, rank
     end_with_parent()
-    wanted = train_config(config, settings or ())
+    wanted = train_config(config, [*(settings or ()), *([f'start={begin}'] if begin else [])])
     if processes > 1 and 'RANK' not in os.environ:
         check_run(wanted, len(find_split(shards, 'train')), processes)
         raise typer.Exit(launch([sys.executable, '-m', 'vlmtemporal.cli', *sys.argv[1:]], processes))
-    run = fit(shards, out, model, wanted, resume)
+    run = fit(shards, out, model, wanted, resume, observe=observe)
     resumed = f' (resumed from step {run.resumed_from})' if run.resumed_from else ''
     if not run.finished:
         typer.echo(f'stopped after step {run.steps} of {run.of}{resumed}; a checkpoint is saved: '
                    'run the same with --resume')
         raise typer.Exit(1 if run.asked and not rank() else 0) # the first process is waited for
+    for line in run.remarks: typer.echo(line)
     typer.echo(f"{run.steps} steps in {run.seconds:.0f} s{resumed}, loss {run.history[-1]['loss']:.3f}; "
                f"adapter in {run.adapter}")
 
