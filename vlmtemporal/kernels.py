@@ -380,8 +380,9 @@ class OneByOne:
         self._sizes: dict = {}
         @wraps(self.stock)
         def forward(*args, **kwargs):
-            whole = self.shown is None or 'grid_thw' not in kwargs or any(p.requires_grad for p in tower.parameters())
-            return self.stock(*args, **kwargs) if whole else self._each(*args, **kwargs)
+            trained = any(p.requires_grad for p in tower.parameters())
+            ours = self.shown and len(kwargs.get('grid_thw', ())) == sum(self.shown.counts) and not trained
+            return self._each(*args, **kwargs) if ours else self.stock(*args, **kwargs)
         tower.forward = forward
     def remove(self):
         "Give the tower its forward back."
@@ -397,13 +398,14 @@ class OneByOne:
     def _each(self, pixels=None, *, pixel_values=None, grid_thw, **more):
         pixels = pixel_values if pixels is None else pixels
         sizes, shown, at, outputs = grid_thw.tolist(), self.shown, 0, []
+        complete = len(pixels) == sum(t*h*w for t, h, w in sizes) # with those of known examples
         for i, (known, mine) in enumerate(zip(shown.known, _slices(shown.counts), strict=True)):
+            end = at + sum(t*h*w for t, h, w in sizes[mine])*(complete or known is None)
             if known is None:
-                end = at + sum(t*h*w for t, h, w in sizes[mine])
                 own = {k: x[mine] if getattr(x, 'shape', ())[:1] == (len(sizes),) else x for k, x in more.items()}
                 known = self.compute(pixels[at:end], self._size(sizes[mine], grid_thw.device), **own)
                 shown.found(i, known)
-                at = end
+            at = end
             outputs.append(known)
         return _joined(outputs, pixels.device)
 
