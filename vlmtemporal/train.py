@@ -413,7 +413,8 @@ def _trained(place: Runtime, before: Progress, shards: Shards, model: str, confi
     "How far the run comes in this session. The status is left behind whatever happens."
     command = ['train', shards.path, before.path, '--model', model, '--resume', '--processes', processes]
     _leave_status(place, before)
-    try: run_command([*command, *_settings(config)], with_live_plot(before.path, say))
+    try:
+        with with_live_plot(before.path, say) as tell: run_command([*command, *_settings(config)], tell)
     finally:
         reached = progress_of(before.path, config)
         _leave_status(place, reached)
