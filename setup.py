@@ -17,6 +17,7 @@ setup(
     package_data={cfg['lib_name']: ['tiny_model/**', 'taxonomies/*.yaml', 'pages/*']},
     python_requires=f">={cfg['min_python']}", install_requires=lines('requirements'),
     extras_require={'dev': lines('dev_requirements'), 'labels': lines('labels_requirements'),
-                    'kaggle': lines('kaggle_requirements'), 'serve': lines('serve_requirements')},
+                    'kaggle': lines('kaggle_requirements'), 'serve': lines('serve_requirements'),
+                    'ray': lines('ray_requirements'), 'remote': lines('remote_requirements')},
     entry_points={'console_scripts': lines('console_scripts')},
 )
