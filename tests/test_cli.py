@@ -121,7 +121,7 @@ def test_settings_by_option_file_and_set(monkeypatch, tmp_path):
     from typer.testing import CliRunner
     from vlmtemporal.cli import app
     asked = []
-    def fit(shards, out, model, config, resume):
+    def fit(shards, out, model, config, resume, **more):
         asked.append(config)
         raise BadInput('enough')
     monkeypatch.setattr(module, 'fit', fit)

@@ -9,10 +9,12 @@ import pytest
 
 from vlmtemporal.adapters import Adapter
 from vlmtemporal.backbones import bundled_model
+from vlmtemporal.findings import terms_in
 from vlmtemporal.frames import FrameSpec
+from vlmtemporal.illustrations import clip_shown
 from vlmtemporal.loading import load_model
 from vlmtemporal.basics import BadInput, json_hash, read_json, write_json
-from vlmtemporal.clips import Answer, Clip
+from vlmtemporal.clips import Answer, Clip, session_clips
 from vlmtemporal.dataset import build
 from vlmtemporal.decode import Prediction
 from vlmtemporal.engine import Engine
@@ -23,9 +25,9 @@ from vlmtemporal.experiments import REMEDIES, SAMPLERS, LeaveOneOut, Variant, ab
 from vlmtemporal.metrics import count_session, timeline_metrics, tiou
 from vlmtemporal.openpack import sessions
 from vlmtemporal.operations import LOGISTICS, Grammar
-from vlmtemporal.report import PHASES, Code, Section, Text, phases, save_result, write_report
+from vlmtemporal.report import PHASES, Code, Section, Text, paired_table, phases, save_result, write_report
 from vlmtemporal.results import (MethodComparison, MethodPredictions, Provenance, Result, SessionPredictions, Table,
-                                 class_table, evidence_hash, rescore)
+                                 anticipation_table, class_table, distinct_methods, evidence_hash, rescore, score_table)
 from vlmtemporal.shards import find_split, write_shards, sessions_root
 from vlmtemporal.timeline import (EM_ITERATIONS, GRAMMAR_WEIGHT, TimelinePrior, WindowPredictions, apply_grammar,
                                   decode_timeline, raw_timeline)
@@ -405,15 +407,120 @@ def test_clips_decided_with_grammar(mock, tmp_path):
 def test_both_reports_say_the_same(result, written):
     page, text = (written/'report.html').read_text(), (written/'report.md').read_text()
     headings = re.findall(r'<h2>(.*?)</h2>', page)
-    assert [html.unescape(h) for h in headings] == re.findall(r'^## (.*)', text, re.M) and len(headings) == 8
+    assert [html.unescape(h) for h in headings] == re.findall(r'^## (.*)', text, re.M) and len(headings) == 6
     pictures = re.findall(r'!\[.*?\]\((.*?)\)', text)
-    assert page.count('data:image/png;base64,') == len(pictures) and 'http' not in page and '<script' not in page
+    assert page.count('src="data:image/png;base64,') == len(pictures) and 'http' not in page and '<script' not in page
     assert all((written/p).read_bytes()[:4] == b'\x89PNG' for p in pictures) and not list(written.glob('.*'))
     cells = lambda row: [c.strip() for c in row.strip('|').split('|')]
     rows = [cells(r) for r in text.splitlines() if r.startswith('|') and not set(r) <= set('|- ')]
     found = [re.findall(r'<t[dh]>(.*?)</t[dh]>', r) for r in re.findall(r'<tr>(.*?)</tr>', page)]
     assert rows == [list(map(html.unescape, r)) for r in found]
     assert result.provenance.evidence in page and result.provenance.evidence in text
+
+
+@pytest.fixture(scope='module')
+def long_written(long, tmp_path_factory):
+    out = tmp_path_factory.mktemp('long')
+    save_result(long, out)
+    return out
+
+
+def test_the_first_screen_answers(long, long_written):
+    "Three answers and two pictures, in words that need no table; all else is folded, where numbers come from last."
+    page = (long_written/'report.html').read_text()
+    first, *folded = page.split('<details>')
+    questions = [question for question, _ in long.comparison.findings.sentences]
+    assert re.findall(r'<b>(.*?)</b>', first) == questions and len(questions) == 3
+    assert first.count('<img') == 2 == first.count('media="(max-width')
+    assert '<table' not in first and not terms_in(first)
+    titles = [html.unescape(re.search('<h2>(.*?)</h2>', part)[1]) for part in folded]
+    assert titles[:2] == ['Every method, and what a guess scores', 'Whole sessions']
+    assert titles[-1] == 'Where these numbers come from' and '<h2>' not in first
+    figure, table = (folded[0].index(tag) for tag in ('<img', '<table'))
+    assert figure < table, 'a figure comes before a table'
+
+
+def test_abbreviations_are_spelled_out_where_they_are_first_met(long_written):
+    text = (long_written/'report.md').read_text().partition('## Where these numbers come from')[0]
+    met = terms_in(text)
+    assert len(met) > 6 and {'OCA', 'AA@1', 'tIoU', 'mIoU', 'F1@50', 'HSMM'} <= met.keys()
+    for term in met:
+        explained = re.search(rf'\*\*{re.escape(term)}\*\*: ', text)
+        before = re.sub(r'\*\*.*', '', text[:explained.start()])
+        assert text.count(explained[0]) == 1 and term not in terms_in(before)
+
+
+def with_answers(r, answers):
+    "The same result, whose adapter gives these answers."
+    told = [replace(p, answer=a, probabilities={}) for p, a in zip(r.models[1].predictions, answers)]
+    models = [r.models[0], MethodPredictions.of(r.models[1].name, told)]
+    return replace(r, models=models, provenance=source(r.clips, r.train, models))
+
+
+def first_answers(r): return [answer for _, answer in r.comparison.findings.sentences]
+
+
+def test_the_answer_is_yes_no_or_open():
+    "Of six people, each of whom has sessions of their own; then of one, where there is no interval."
+    many = random_result(3, 96, tuple(f'U{i:04d}' for i in range(300, 306)))
+    true, base = [c.answer for c in many.clips], many.models[0].answers
+    right = with_answers(many, true)
+    assert first_answers(right)[0].startswith('Yes: it names the operation of 100% of 72 clips, the base of ')
+    assert first_answers(right)[1].startswith('In half of the ') and 'within 0.0 frames' in first_answers(right)[1]
+    assert 'took no operation for another one here' in first_answers(right)[2]
+    assert 'other kinds of work' in first_answers(right)[2]
+    assert right.comparison.findings.note.endswith('In brackets: 95% intervals over 6 people.')
+    assert first_answers(with_answers(many, base))[0].startswith('No: '), 'an adapter that changes nothing'
+    mute = first_answers(with_answers(many, [None]*96))
+    assert mute[0].startswith('No: ') and '100% of its answers could not be read' in mute[2]
+    better = with_answers(many, [t if i % 7 == 0 else b for i, (t, b) in enumerate(zip(true, base))])
+    gains = better.comparison.findings.gains
+    assert [g['value'] > 0 for g in gains] == [True]*2 and any(g['low'] < 0 for g in gains)
+    assert first_answers(better)[0].startswith('That cannot be told, the difference may be chance: it names')
+    one = random_result(3)
+    one_right = with_answers(one, [c.answer for c in one.clips])
+    assert first_answers(one_right)[0].startswith('On these clips, yes: ')
+    assert '[' not in ''.join(first_answers(one_right))
+    assert first_answers(with_answers(one, one.models[0].answers))[0].startswith('Not on these clips: ')
+    assert '1 session: too few for an interval' in one_right.comparison.findings.note
+
+
+def test_a_report_without_adapter_sessions_or_boundaries(result, written, tmp_path):
+    "Each is said where it would have stood, and nothing is drawn of it."
+    alone = replace(result, models=result.models[:1], provenance=source(result.clips, result.train, result.models[:1]))
+    page = save_result(alone, tmp_path/'alone').read_text()
+    assert 'What does the model know?' in page and 'No adapter was tested: it names the operation of' in page
+    assert 'No whole session was asked about' in page and 'difference to the base' not in page
+    clips = [replace(c, answer=replace(c.answer, start_frame=0, end_frame=124)) for c in result.clips]
+    flat = replace(result, clips=clips, provenance=source(clips, result.train, result.models))
+    page = save_result(flat, tmp_path/'flat').read_text()
+    assert 'That cannot be told: no clip holds a boundary between two operations.' in html.unescape(page)
+    assert page.count('<table') == (written/'report.html').read_text().count('<table') - 1
+
+
+def test_the_frames_that_were_shown(mock, tmp_path):
+    "They are cut from the recording where it is the same one; without it, or with another, the answers stand alone."
+    recorded = sessions(mock, ('U0108',))
+    clips = [c for c in session_clips(recorded[0], spec=FrameSpec('uniform')) if c.kind == 'boundary'][:6]
+    g = np.random.default_rng(0)
+    models = [MethodPredictions.of(n, [random_prediction(g, c) for c in clips]) for n in ('base', 'fine-tuned')]
+    made = source(clips, [], models)
+    made = replace(made, data=made.data | dict(frames=FrameSpec('uniform', k=6).to_dict()))
+    r = Result(LOGISTICS, clips, [], models, made)
+    assert 'the 6 frames that the model saw' in save_result(r, tmp_path, recorded=recorded).read_text()
+    for given in (None, [replace(s, segments=s.segments[2:]) for s in recorded]):
+        assert 'its frames are not at hand' in clip_shown(r.comparison, made.data['frames'], given).caption
+
+
+def test_methods_that_are_equal_share_a_row(result):
+    twin = replace(result.models[1], name='fine-tuned + grammar')
+    found = replace(result.comparison, methods=[*result.comparison.methods, twin])
+    for block in found.blocks:
+        names = [row[0] for row in score_table(found, block).rows]
+        assert 'fine-tuned, also + grammar' in names and len(names) == len(distinct_methods(found)) < len(found.methods)
+        assert not any(name.startswith('bigram') for name in names)
+    assert [row[0] for row in anticipation_table(found).rows] == ['base', 'fine-tuned', 'the true operation is given']
+    assert {row[0] for row in paired_table(found).rows} == {'fine-tuned'}
 
 
 def test_markup_in_names_is_text(tmp_path):

@@ -19,13 +19,17 @@ def module_of(notebook: Path) -> str | None:
 PAGES = {m: nb.stem for nb in NOTEBOOKS if (m := module_of(nb))}
 
 
+BEFORE = {'lora', 'elementwise'} # what a step computes with: page 2a, which puts it into other libraries, builds on it
+
+
 def place(stem: str) -> tuple[int, str]:
     "Chapter and letter; the chapter's own notebook comes after its letters."
     prefix = stem.split('_')[0]
     return int(prefix[:2]), prefix[2:] or '~'
 
 
-PLACES = {module: place(stem) for module, stem in PAGES.items()}
+PLACES = {module: (2, f'0{module}') if module in BEFORE else place(stem) for module, stem in PAGES.items()}
+PLACES['tower_file'] = 2, 'a1' # builds on page 2a, and the trainer on it
 
 
 def imports_of(node: ast.AST) -> list[str]:

@@ -65,7 +65,8 @@ WRONG = dict(epochs=(0, -1), max_steps=(0, -2, 2.7), learning_rate=(0, -1e-4, 2)
              micro_batch=(0, -1, 2.7, 10**9), accumulation=(0, 1.5), max_grad_norm=(-1,), lora_r=(0, -8, 2.7, 10**9),
              lora_alpha=(0, 1.5), lora_dropout=(-.1, 1, 1.5), save_steps=(0, -1, .5), keep=(0, -1, 1.5),
              seed=(-1, 2**32), max_hours=(-1,), gradient_checkpointing=(1, 0, 'yes', None, .5),
-             report_to=(3, None, 'comet'))
+             report_to=(3, None, 'comet'), validate_steps=(-1, .5), validate_clips=(0, 1.5), patience=(-1, .5),
+             best=(3, None, 'F1'))
 
 
 @pytest.mark.parametrize('name, value', [(n, v) for n, some in WRONG.items() for v in some])
@@ -75,7 +76,7 @@ def test_a_refused_setting_leaves_nothing(name, value, tmp_path, command):
     refused(command('train', tmp_path/'shards', tmp_path/'out', '--config', tmp_path/'c.json'), name)
     if not isinstance(value, (str, type(None))):
         refused(command('train', tmp_path/'shards', tmp_path/'out', '--set', f'{name}={value}x'), name)
-    if name not in ('gradient_checkpointing', 'report_to'):
+    if name not in ('gradient_checkpointing', 'report_to', 'best'):
         refused(command('train', tmp_path/'shards', tmp_path/'out', '--set', f'{name}={value}'), name, value)
         refused(command('train', tmp_path/'shards', tmp_path/'out', '--' + name.replace('_', '-'), value), value)
     assert sorted(p.name for p in tmp_path.iterdir()) == ['c.json']

@@ -17,17 +17,18 @@ from .basics import BadInput, VLMTemporalError, atomic_dir, file_hash, read_json
 from .checkpoints import (begun_with, checkpoint_path, checkpoint_step, differences, incomplete,
                                      last_checkpoint)
 from .shards import Shards
-from .trainer import SESSION_SETTINGS, TrainConfig
+from .trainer import SESSION_SETTINGS, WATCHING, TrainConfig
 
 # %% ../nbs/02j_carrying.ipynb #1d6c64fc
 def run_identity(shards: Shards, model: str | Path, config: TrainConfig) -> dict:
     "What makes a run this run: what its run.json holds."
-    lasting = {k: v for k, v in asdict(config).items() if k not in SESSION_SETTINGS}
+    free = SESSION_SETTINGS if config.best else (*SESSION_SETTINGS, *WATCHING)
+    lasting = {k: v for k, v in asdict(config).items() if k not in free}
     return dict(model=model_name(model), weights=weights_fingerprint(model), config=lasting, data=shards.config,
                 shards=[s['sha256'] for s in shards.index['shards']])
 
 # %% ../nbs/02j_carrying.ipynb #2338e62a
-CUT = ('micro_batch', 'accumulation', 'gradient_checkpointing')
+CUT = ('micro_batch', 'accumulation', 'gradient_checkpointing', 'kept_layers')
 
 def as_begun(config: TrainConfig, before: dict) -> TrainConfig:
     "The same settings, cut up as those of a run that was begun, when a step of it has as many examples."
@@ -102,8 +103,9 @@ def _copy(source: Path, target: Path):
 def _carried(found: Progress, out: Path) -> Progress:
     "The run, copied to `out`. Raises `CannotWrite` when the disk is full, `VLMTemporalError` when a copy is damaged."
     with atomic_dir(out) as tmp:
-        for name in ('run.json', 'history.json'):
+        for name in ('run.json', 'history.json', 'validation.json'):
             if (found.path/name).is_file(): shutil.copyfile(found.path/name, tmp/name)
+        if (found.path/'best').is_dir() and not found.adapter: _copy(found.path/'best', tmp/'best')
         if found.adapter: _copy(found.adapter, tmp/'adapter')
         elif found.checkpoint:
             _copy(found.checkpoint, checkpoint_path(tmp, found.step))

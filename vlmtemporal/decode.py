@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WIDE', 'MANY', 'HEAD', 'ROUND', 'ROUNDS', 'HEADS', 'DECODERS', 'Prediction', 'model_inputs', 'generate', 'frame_keys',
-           'constrained', 'answer_batches', 'fit_temperature']
+           'keep_as_it_is', 'constrained', 'answer_batches', 'fit_temperature']
 
 # %% ../nbs/03a_decode.ipynb #dc9d50b9
 import copy, threading, time, warnings
@@ -635,19 +635,30 @@ def _fill(scorer, slots: list, last: 'Tensor', beams: int) -> 'tuple[Tensor, ...
 # %% ../nbs/03a_decode.ipynb #f5296e6c
 _READY: WeakKeyDictionary[Any, bool] = WeakKeyDictionary() # model -> whether it answers in trees
 
-def _ready(loaded: LoadedModel) -> bool:
-    "Make a model ready to answer, once, and try whether it heeds a trie's mask."
+def _make_fast(loaded: LoadedModel):
+    "Exchange parts of a model for ones that compute the same, in less time."
+    tower = loaded.tower.requires_grad_(False)
+    freeze_vision(tower)
+    if next(tower.parameters()).is_cuda: widen_feed_forward(tower)
+    fuse_norms(loaded.base)
+
+def _ready(loaded: LoadedModel, as_it_is: bool = False) -> bool:
+    "Make a model ready to answer, once, unless it is to stay as it is; and try whether it heeds a trie's mask."
     base = loaded.base
     if base not in _READY:
-        tower = loaded.tower.requires_grad_(False)
-        freeze_vision(tower)
-        if next(tower.parameters()).is_cuda: widen_feed_forward(tower)
-        fuse_norms(base)
+        if not as_it_is: _make_fast(loaded)
         _READY[base] = _heeds_masks(loaded.model)
         if not _READY[base]:
             warnings.warn(f'{loaded.name} does not heed the mask of a trie: answers take many calls',
                           VLMTemporalWarning, stacklevel=3)
     return _READY[base]
+
+# %% ../nbs/03a_decode.ipynb #eed77743
+def keep_as_it_is(
+    loaded: LoadedModel, # in training
+):
+    "Have a model answer with the parts that it has."
+    _ready(loaded, as_it_is=True)
 
 # %% ../nbs/03a_decode.ipynb #6148eff8
 def _ask(

@@ -7,12 +7,12 @@ __all__ = ['PACKAGES', 'examine', 'Demo', 'run_demo']
 
 # %% ../nbs/04i_demo.ipynb #578729da
 import os, platform, shutil, sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .basics import Picture, VLMTemporalError, cache_dir, check_number, write_json
 from .dataset import build
-from .eval import Figure, Result, Section, Table, calibrate, evaluate, package_version, save_result
+from .eval import Figure, Result, Section, Table, Text, calibrate, evaluate, package_version, save_result
 from .frames import FrameSpec
 from .inspection import check, plot_sessions
 from .loading import compute_dtype
@@ -96,21 +96,38 @@ def _train(root: Path, out: Path, config: TrainConfig) -> Run:
     calibrate(out/'shards', run.adapter, root=root)
     return run
 
+# %% ../nbs/04i_demo.ipynb #eaa6f06c
+_SHOWN = 'uniform', 'entropy', 'random'
+_COLUMNS = 'sampler', 'recall ±0.13 s', 'recall ±0.25 s', 'distance, s', 'largest gap, s'
+
+def _sampler_table(studied: Study) -> Table:
+    "The samplers that matter, the best first; study.json has all."
+    head, rows = studied.table
+    at = [head.index(name) for name in _COLUMNS]
+    kept = [row for i, row in enumerate(rows) if i < 3 or row[0] in _SHOWN]
+    note = f'{len(kept)} of {len(rows)} samplers, the nearest first; study.json has all of them. {studied.ranges}'
+    return Table(_COLUMNS, [[row[i] for i in at] for row in kept], note)
+
 # %% ../nbs/04i_demo.ipynb #b6401f21
+_SAMPLERS = ('Eight frames stand for a clip. How often is one of them near a boundary? {clips} clips of {sessions} '
+             'sessions, no model involved; with 95% intervals.')
+
 def _sections(prepared: _Prepared, run: Run) -> list[Section]:
-    "What the report shows before the evaluation."
+    "What the report shows below the evaluation."
     studied, counts = prepared.study, ', '.join(f'{n} {split}' for split, n in prepared.examples.items())
-    return [
-        Section('What the model sees', [Figure(prepared.choice, 'frames that two samplers chose around a boundary')],
-                'Five seconds around a boundary (dashed): the entropy of every frame, the frames that each sampler '
-                'chose, and those frames.'),
-        Section('Do the samplers find the boundaries?', [Figure(studied.picture(), 'distances to the boundaries')],
-                f'{studied.clips} clips of {studied.sessions} sessions, no model involved.'),
-        Section('In figures', [Table(*studied.table)], 'Means and 95% intervals over sessions.'),
-        Section('The data', [Figure(prepared.overview, 'the operations of every session')],
+    frames = _SAMPLERS.format(clips=studied.clips, sessions=studied.sessions)
+    found = [
+        Section('The recordings', [Figure(prepared.overview, 'the operations of every session')],
                 f'Examples: {counts}. Train, validation and test share no person.'),
-        Section('Fine-tuning', [Figure(plot_loss(run.history), 'the loss of the training')],
-                f'{run.steps} optimiser steps of QLoRA on a CPU in {run.seconds:.0f} s.')]
+        Section('The fine-tuning', [Figure(plot_loss(run.history), 'the loss of the training')],
+                f'{run.steps} optimiser steps of QLoRA on a CPU in {run.seconds:.0f} s.'),
+        Section('Which frames the model is shown', [Figure(prepared.choice, 'frames that two samplers chose')],
+                'Five seconds around a boundary (dashed): the entropy of every frame, the frames that each sampler '
+                'chose, and those frames. The model is shown the uniform ones.'),
+        Section('Do other frames come nearer to the boundaries?',
+                [Text(frames), Figure(studied.picture(), 'distances to the boundaries, and the AUC of scores'),
+                 _sampler_table(studied)])]
+    return [replace(s, folded=True) for s in found]
 
 # %% ../nbs/04i_demo.ipynb #1e99d063
 @dataclass(frozen=True)
@@ -119,7 +136,9 @@ class Demo:
     result: Result # of the evaluation
     report: Path   # report.html
     def __str__(self) -> str:
-        return f'{self.result.title}\n\n{self._repr_markdown_()}\n\nreport in {self.report}'
+        found = self.result.comparison.findings
+        said = '\n\n'.join(' '.join(row) for row in found.sentences) + f'\n\n{found.note}' if found else ''
+        return f'{self.result.title}\n\n{said}\n\npictures and tables in {self.report}'
     def _repr_markdown_(self) -> str: return self.result._repr_markdown_()
 
 # %% ../nbs/04i_demo.ipynb #a0b11a3a
@@ -135,7 +154,7 @@ def run_demo(
 
     Raises `VLMTemporalError` when what was built does not pass its check, `BadInput` for settings that cannot be."""
     config = TrainConfig(max_steps=steps, learning_rate=learning_rate, micro_batch=micro_batch, accumulation=1,
-                         gradient_checkpointing=False, save_steps=50, seed=seed)
+                         gradient_checkpointing=False, save_steps=50, validate_steps=0, seed=seed)
     check_number(clips, 'clips', 0, 10**9, whole=True)
     out, root = Path(out), mock_data()
     prepared = _prepare(root, out, seed)

@@ -8,7 +8,7 @@ __all__ = ['Calibration', 'calibrate', 'evaluate', 'evaluation_set', 'package_ve
            'leave_one_person_out', 'Code', 'Figure', 'Phases', 'Section', 'Text', 'comparison_sections', 'phases',
            'plot_confusion', 'result_sections', 'save_result', 'write_report', 'MethodComparison', 'MethodPredictions',
            'PooledResult', 'Provenance', 'Result', 'SessionPredictions', 'Table', 'class_table', 'pool', 'rescore',
-           'score_table', 'with_grammar']
+           'score_table', 'with_grammar', 'ServedModel']
 
 # %% ../nbs/03_eval.ipynb #51e542a3
 # ruff: noqa: F401
@@ -20,6 +20,7 @@ from .report import (Code, Figure, Phases, Section, Text, comparison_sections, p
                                 result_sections, save_result, write_report)
 from .results import (MethodComparison, MethodPredictions, PooledResult, Provenance, Result,
                                  SessionPredictions, Table, class_table, pool, rescore, score_table, with_grammar)
+from .served import ServedModel
 
 # %% ../nbs/03_eval.ipynb #bc1d7eb9
 _all_ = ['Calibration', 'calibrate', 'evaluate', 'evaluation_set', 'package_version', 'predict_examples',
@@ -27,4 +28,4 @@ _all_ = ['Calibration', 'calibrate', 'evaluate', 'evaluation_set', 'package_vers
          'ablate', 'compare', 'leave_one_person_out', 'Code', 'Figure', 'Phases', 'Section', 'Text',
          'comparison_sections', 'phases', 'plot_confusion', 'result_sections', 'save_result', 'write_report',
          'MethodComparison', 'MethodPredictions', 'PooledResult', 'Provenance', 'Result', 'SessionPredictions', 'Table',
-         'class_table', 'pool', 'rescore', 'score_table', 'with_grammar']
+         'class_table', 'pool', 'rescore', 'score_table', 'with_grammar', 'ServedModel']

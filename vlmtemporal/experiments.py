@@ -21,12 +21,12 @@ from .backbones import model_config
 from .basics import BadInput, VLMTemporalError, check_number, read_json, write_json
 from .clips import JITTER
 from .dataset import build
-from .evaluation import evaluate, evaluated_keys
+from .evaluation import evaluate, evaluated_keys, observe
 from .frames import FrameSpec
 from .recordings import default_spec, get_split, protocol_of, sessions
 from .operations import Grammar
 from .report import (Section, comparison_sections, phases, provenance_section, save_result,
-                                write_report)
+                                short_section, write_report)
 from .results import (MethodComparison, MethodPredictions, Result, Table, all_metrics, format_interval,
                                  format_number, nan_to_null, person_of, pool_methods, rescore, score_table,
                                  with_grammar)
@@ -197,17 +197,19 @@ class _Campaign:
 
 # %% ../nbs/03i_experiments.ipynb #f1ad5180
 def _build(campaign: _Campaign, run: _Run) -> None:
-    "The training and the test split."
+    "The training and the test split; the validation split where the best adapter is chosen by it."
     settings: dict[str, Any] = dict(seed=campaign.seed, workers=campaign.workers, protocol=run.protocol)
     build(campaign.root, run.shards, 'train', run.spec, **settings, **run.training)
-    build(campaign.root, run.shards, 'test', run.spec, **settings)
+    for split in ('val', 'test') if run.config.best else ('test',):
+        build(campaign.root, run.shards, split, run.spec, **settings)
 
 # %% ../nbs/03i_experiments.ipynb #8bf549ff
 def _train(campaign: _Campaign, run: _Run) -> Path:
     "The adapter; one that is there is kept, and a training that was stopped goes on."
     adapter, begun = run.place/'run'/'adapter', (run.place/'run'/'run.json').exists()
     if adapter.is_dir(): return adapter
-    done = fit(run.shards, run.place/'run', campaign.model, run.config, resume=begun)
+    config = run.config if run.config.best else replace(run.config, validate_steps=0)
+    done = fit(run.shards, run.place/'run', campaign.model, config, resume=begun, observe=observe)
     if done.finished: return adapter
     raise VLMTemporalError(f'{run.place}: stopped after step {done.steps} of {done.of}; run the same again')
 
@@ -266,7 +268,7 @@ def _write_ablation(
     sources = {n: [asdict(r.provenance) for r in found[n]] for n in trained}
     tape = [Section(f'Tape by phase: {n}, first run', [phases(found[n][0].comparison, recorded).table])
             for n in trained]
-    write_report(out, f'What helps: {len(after.rows)} variants on {result.title}', [
+    write_report(out, f'What helps: {len(after.rows)} variants on {result.about}', [
         Section('Variants', [after.table], _VARIANTS.format(first=first)),
         Section('The base, before any training', [before.table]), *tape, provenance_section(sources)])
     write_json(out/'ablation.json', after.to_dict() | nan_to_null(dict(base=before.rows, provenance=sources)))
@@ -402,7 +404,8 @@ def leave_one_person_out(
     with _held(out, recipe): done = LeaveOneOut({who: _result(campaign, run) for who, run in runs.items()})
     d = done.to_dict()
     write_report(out, done.title, [
-        Section('Every person', [done.table]), *comparison_sections(done.comparison, campaign.recorded),
+        short_section(done.comparison), Section('Every person', [done.table]),
+        *comparison_sections(done.comparison, campaign.recorded),
         provenance_section(d['provenance'])])
     write_json(out/'lopo.json', d)
     return done

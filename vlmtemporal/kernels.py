@@ -4,17 +4,23 @@
 
 # %% auto #0
 __all__ = ['ATTENTION', 'WINDOWED', 'quiet', 'checkpointing_arguments', 'prompt_attention', 'prompt_mask', 'attention_names',
-           'window_plan', 'window_attention', 'sizes_of', 'rotated', 'freeze_vision', 'fuse_norms',
-           'widen_feed_forward', 'run_in_float32', 'guard_fp16', 'unwrapped_names', 'restore_float32', 'dequantize',
-           'keep_differentiable', 'OneFrameVideos', 'show_as_videos']
+           'window_plan', 'window_attention', 'sizes_of', 'freeze_vision', 'Shown', 'OneByOne', 'look_one_by_one',
+           'fuse_norms', 'fuse_gates', 'fuse_rotations', 'widen_feed_forward', 'unpack', 'run_in_float32', 'guard_fp16',
+           'unwrapped_names', 'restore_float32', 'layers_of', 'keep_layers', 'dequantize', 'keep_differentiable',
+           'fuse_adapters', 'OneFrameVideos', 'show_as_videos']
 
 # %% ../nbs/02a_kernels.ipynb #9cfa2f4f
-import logging, re, warnings
+import copy, inspect, logging, re, warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache, wraps
+from dataclasses import dataclass, field, make_dataclass
+from functools import lru_cache, partial, wraps
+from itertools import accumulate
+from types import FunctionType, MethodType, SimpleNamespace
+from typing import Any
 
 from .basics import BadInput, VLMTemporalError, VLMTemporalWarning
+from .elementwise import gated, gated_back, normed, turned
 
 # %% ../nbs/02a_kernels.ipynb #c2618186
 logging.getLogger('bitsandbytes.backends.cpu.ops').setLevel(logging.ERROR) # it misses an optional kernel, aloud
@@ -111,6 +117,31 @@ def attention_names() -> dict[str, str]: # part of the configuration -> name
     AttentionMaskInterface.register(ATTENTION, prompt_mask)
     return {'': 'sdpa', 'vision_config': 'sdpa', 'text_config': ATTENTION}
 
+# %% ../nbs/02a_kernels.ipynb #0167061a
+def _with_derivatives(way: Callable, inputs: tuple) -> list:
+    "What a function gives for these tensors, and the derivatives of a weighted sum of it."
+    import torch
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    with torch.enable_grad():
+        out = way(*leaves)
+        out = list(out) if isinstance(out, tuple) else [out]
+        loss = sum((y*torch.linspace(1, 2, y.numel(), device=y.device).view_as(y)).sum() for y in out)
+    return [y.detach() for y in out] + list(torch.autograd.grad(loss, leaves))
+
+# %% ../nbs/02a_kernels.ipynb #0a5b6476
+def _apart(stock: Callable, ours: Callable, *inputs) -> float:
+    "How far both are from each other, in values or derivatives, as a share of the largest."
+    right, mine = (_with_derivatives(way, inputs) for way in (stock, ours))
+    shares = [(a - b).abs().max()/a.abs().max().clamp(min=1e-9) for a, b in zip(right, mine, strict=True)]
+    return float(max(shares))
+
+def _agree(what: str, stock: Callable, ours: Callable, *inputs) -> bool:
+    "Do both give the same for these float32 tensors? A warning when not."
+    try: why = f'its results differ by {apart:.1e}' if not (apart := _apart(stock, ours, *inputs)) <= 1e-5 else ''
+    except Exception as e: why = f'{type(e).__name__}: {e}'.splitlines()[0][:200] # another version: slower, never wrong
+    if why: warnings.warn(f'{what} is left to transformers ({why})', VLMTemporalWarning, stacklevel=3)
+    return not why
+
 # %% ../nbs/02a_kernels.ipynb #eb21ec00
 WINDOWED = 'vlmtemporal_flash_windows' # the name under which transformers knows `window_attention`
 
@@ -165,7 +196,7 @@ def _planned(edges, device):
 def sizes_of(
     tower,     # a vision tower with windows
 ) -> Callable: # pictures' sizes int64 (n, 3), in patches -> keyword arguments of its forward
-    "What a tower works out from the pictures' sizes, remembered for the last few sizes."
+    "What a tower works out from the pictures' sizes, remembered for the last few sizes, and by the tensor of sizes."
     import torch
     from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
     @lru_cache(64)
@@ -177,34 +208,24 @@ def sizes_of(
             cu_seqlens=_planned(pictures, device), max_seqlen=int(pictures.diff().max()),
             cu_window_seqlens=_planned(windows, device), max_window_seqlen=int(windows.diff().max()),
             window_index=order.to(device), position_ids=get_vision_position_ids(sizes, merge).to(device))
-    def sizes(grid): return known(tuple(map(tuple, grid.tolist())), grid.device)
+    def sizes(grid):
+        if not hasattr(grid, 'told'): grid.told = known(tuple(map(tuple, grid.tolist())), grid.device)
+        return grid.told
     return sizes
-
-# %% ../nbs/02a_kernels.ipynb #c4e7d913
-def rotated(
-    x,   # (S, ..., D) queries or keys
-    cos, # (S, D) of their positions' angles
-    sin, # (S, D)
-):       # (S, ..., D), as `x` in 16 or 32 bits
-    "Queries or keys turned by their positions: `apply_rotary_pos_emb_vision` without its float32 copies."
-    import torch
-    half, y = x.shape[-1]//2, torch.empty_like(x)
-    cos, sin = (t.view(len(t), *[1]*(x.dim() - 2), -1) for t in (cos, sin))
-    a, b = x[..., :half], x[..., half:]
-    torch.addcmul(a*cos[..., :half], b, sin[..., :half], value=-1, out=y[..., :half])
-    torch.addcmul(b*cos[..., half:], a, sin[..., half:], out=y[..., half:])
-    return y
 
 # %% ../nbs/02a_kernels.ipynb #42bd98ac
 def _attend_in_windows(attention):
-    "Give an attention of the tower a forward that takes `rotated` where windows are batched, and its own elsewhere."
+    "Give an attention of the tower a forward that takes `turned` where windows are batched, and its own elsewhere."
     stock = attention.forward
     def forward(x, cu_seqlens, *args, position_embeddings=None, **kwargs):
         if attention.config._attn_implementation != WINDOWED:
             return stock(x, cu_seqlens, *args, position_embeddings=position_embeddings, **kwargs)
-        parts = attention.qkv(x).view(len(x), 3, attention.num_heads, -1) # queries, keys, values
-        q, k = rotated(parts[:, :2], *(t.float() for t in position_embeddings)).unbind(1)
-        q, k, v = (t.transpose(0, 1)[None] for t in (q, k, parts[:, 2]))
+        heads = attention.num_heads
+        parts = attention.qkv(x).view(len(x), 3*heads, -1).transpose(0, 1)[None] # queries, keys, values: (1, 3H, S, D)
+        both = parts[:, :2*heads]
+        cos, sin = (t[None] for t in position_embeddings)
+        turned(both, cos, sin, out=both)
+        q, k, v = parts.split(heads, 1)
         out, _ = window_attention(attention, q, k, v, None, attention.scaling, cu_seqlens)
         return attention.proj(out.reshape(x.shape))
     attention.forward = forward
@@ -252,16 +273,52 @@ def _batched(tower) -> tuple[Callable | None, str | None]:
         return None, f'{type(e).__name__}: {e}'
     return (None, why) if why else (batched, None)
 
+# %% ../nbs/02a_kernels.ipynb #e267faa9
+def _as_product(embed) -> Callable | None:
+    "The forward of a tower's patch embedding as one matrix product; None when it is something else."
+    import torch
+    conv: Any = getattr(embed, 'proj', None)
+    if type(conv) is not torch.nn.Conv3d or conv.stride != conv.kernel_size or conv.groups > 1: return None
+    if conv.padding != (0, 0, 0) or conv.dilation != (1, 1, 1) or 'forward' in vars(embed): return None
+    def forward(pixels):
+        weight = conv.weight.flatten(1)
+        return torch.nn.functional.linear(pixels.view(-1, weight.shape[1]).to(weight.dtype), weight, conv.bias)
+    return forward
+
+# %% ../nbs/02a_kernels.ipynb #638d36da
+def _fuse_patches(tower):
+    "Cut and embed patches by one matrix product, where both ways agree."
+    import torch
+    embed: Any = getattr(tower, 'patch_embed', None)
+    if (ours := _as_product(embed)) is None: return
+    weight = embed.proj.weight
+    x = torch.randn(3, weight[0].numel(), generator=torch.Generator().manual_seed(0)).to(weight)
+    with torch.no_grad(): stock, out = embed(x).float(), ours(x).float()
+    allowed = 1e-4 if weight.dtype == torch.float32 else 2e-2
+    if stock.shape == out.shape and (stock - out).norm() <= allowed*stock.norm(): embed.forward = ours
+
+# %% ../nbs/02a_kernels.ipynb #19efd358
+@contextmanager
+def _kept(blocks) -> Iterator[None]:
+    "Run these layers without gradient checkpointing."
+    switched = [b for b in blocks if getattr(b, 'gradient_checkpointing', False)]
+    for b in switched: b.gradient_checkpointing = False
+    try: yield
+    finally:
+        for b in switched: b.gradient_checkpointing = True
+
 # %% ../nbs/02a_kernels.ipynb #943cb0d8
 def freeze_vision(
     tower,  # a vision tower, whose weights are all frozen
 ) -> bool:  # whether windows are batched; False for a family that has none
-    """Run a vision tower under `no_grad`, whatever hooks have been put on it, with its windows batched.
+    """Run a vision tower under `no_grad`, whatever hooks have been put on it, with its windows batched; once.
 
     Raises VLMTemporalError when the tower has trainable weights."""
     import torch
     def trained(): return any(p.requires_grad for p in tower.parameters())
     if trained(): raise VLMTemporalError('the vision tower has trainable weights and cannot be frozen')
+    if (known := vars(tower).get('_windows_are_batched')) is not None: return known # it is frozen already
+    _fuse_patches(tower)
     stock, before, batched = tower.forward, tower.config._attn_implementation, None
     if hasattr(tower.config, 'window_size'): # the other families look at a whole picture at once
         batched, why = _batched(tower)
@@ -273,22 +330,113 @@ def freeze_vision(
         after_all = trained()
         tower.config._attn_implementation = WINDOWED if batched and not after_all else before
         if after_all: return stock(*args, **kwargs)
-        with torch.no_grad(): return (batched or stock)(*args, **kwargs)
-    tower.forward = forward
+        with torch.no_grad(), _kept(getattr(tower, 'blocks', ())): return (batched or stock)(*args, **kwargs)
+    tower.forward, tower._windows_are_batched = forward, batched is not None
     return batched is not None
+
+# %% ../nbs/02a_kernels.ipynb #28c03804
+@dataclass
+class Shown:
+    "The examples of a batch, as they are shown to a tower."
+    counts: list[int]  # pictures of each
+    known: list        # what the tower made of each before: names and tensors; None: to be computed
+    found: Callable[[int, list], None] = lambda i, parts: None # is told what the tower made of example `i`
+
+def _parts(out) -> list[tuple]:
+    "What models take of a tower's output: names of fields and their tensors, as many rows in each."
+    import torch
+    main = 'pooler_output' if isinstance(out.pooler_output, torch.Tensor) else 'last_hidden_state'
+    return [(main, out[main]), *(('deepstack_features', x) for x in getattr(out, 'deepstack_features', None) or ())]
+
+# %% ../nbs/02a_kernels.ipynb #ab299e22
+@lru_cache(1)
+def _output_class() -> type:
+    "The class of a tower's output, of whatever family."
+    from transformers.utils import ModelOutput
+    names = ('last_hidden_state', 'pooler_output', 'deepstack_features', 'hidden_states', 'attentions')
+    fields = [(name, object, field(default=None)) for name in names]
+    return make_dataclass('TowerOutput', fields, bases=(ModelOutput,))
+
+def _joined(examples: list[list], device):
+    "One output of the parts of several examples."
+    import torch
+    parts = [(rows[0][0], torch.cat([x.to(device) for _, x in rows])) for rows in zip(*examples, strict=True)]
+    deep = [x for name, x in parts[1:] if name == 'deepstack_features']
+    return _output_class()(**dict(parts[:1]), **(dict(deepstack_features=deep) if deep else {}))
+
+# %% ../nbs/02a_kernels.ipynb #c9874baf
+def _slices(counts: list[int]) -> list[slice]:
+    "Where so many belong to the first, so many to the second, and so on."
+    ends = list(accumulate(counts))
+    return [slice(end - n, end) for n, end in zip(counts, ends)]
+
+# %% ../nbs/02a_kernels.ipynb #67ea42cb
+class OneByOne:
+    "A vision tower that, while `shown` is set, looks at one example after the other and passes over those it knows."
+    def __init__(self, tower): # with pictures' sizes in its forward; frozen
+        self.tower, self.stock = tower, tower.forward
+        self.shown: Any = None # a `Shown` during a forward pass
+        self.compute: Callable = self._compute # a faster one may take its place
+        self._sizes: dict = {}
+        @wraps(self.stock)
+        def forward(*args, **kwargs):
+            whole = self.shown is None or 'grid_thw' not in kwargs or any(p.requires_grad for p in tower.parameters())
+            return self.stock(*args, **kwargs) if whole else self._each(*args, **kwargs)
+        tower.forward = forward
+    def remove(self):
+        "Give the tower its forward back."
+        self.tower.forward = self.stock
+    def _compute(self, pixels, sizes, **more) -> list[tuple]: return _parts(self.stock(pixels, grid_thw=sizes, **more))
+    def _size(self, sizes: list, device):
+        "Pictures' sizes as a tensor that stays, with what the tower works out from it."
+        import torch
+        key = *map(tuple, sizes), device
+        if len(self._sizes) >= 64: self._sizes.clear()
+        if key not in self._sizes: self._sizes[key] = torch.tensor(sizes, device=device)
+        return self._sizes[key]
+    def _each(self, pixels=None, *, pixel_values=None, grid_thw, **more):
+        pixels = pixel_values if pixels is None else pixels
+        sizes, shown, at, outputs = grid_thw.tolist(), self.shown, 0, []
+        for i, (known, mine) in enumerate(zip(shown.known, _slices(shown.counts), strict=True)):
+            if known is None:
+                end = at + sum(t*h*w for t, h, w in sizes[mine])
+                own = {k: x[mine] if getattr(x, 'shape', ())[:1] == (len(sizes),) else x for k, x in more.items()}
+                known = self.compute(pixels[at:end], self._size(sizes[mine], grid_thw.device), **own)
+                shown.found(i, known)
+                at = end
+            outputs.append(known)
+        return _joined(outputs, pixels.device)
+
+# %% ../nbs/02a_kernels.ipynb #df10d183
+def look_one_by_one(
+    tower,                  # with pictures' sizes in its forward; frozen
+    look: Callable,         # shows it some examples, called twice; gives a tensor of what the model makes of them
+    counts: list[int],      # pictures of each example
+) -> tuple[OneByOne | None, list]: # None, and a warning, where it is not the same; the parts of each example
+    "Have a tower look at examples one after the other."
+    parts: dict[int, list] = {}
+    together, alone = look().float(), OneByOne(tower)
+    alone.shown = Shown(counts, [None]*len(counts), parts.__setitem__)
+    try:
+        each = look().float()
+        apart = float((each - together).norm()/together.norm().clamp(min=1e-6))
+        why = None if apart < 5e-2 and len(parts) == len(counts) else f'its output differs by {apart:.1e}'
+    except Exception as e: why = f'{type(e).__name__}: {e}'
+    alone.shown = None
+    if not why: return alone, [parts[i] for i in range(len(counts))]
+    alone.remove()
+    warnings.warn(f'the vision tower looks at whole batches ({why})', VLMTemporalWarning, stacklevel=2)
+    return None, []
 
 # %% ../nbs/02a_kernels.ipynb #6212e9a4
 def _fused(norm) -> Callable | None:
     "The forward of an RMSNorm by torch's kernel; None when it is none, or one of another definition."
     import torch
-    from torch.nn.functional import rms_norm
     weight, eps = getattr(norm, 'weight', None), getattr(norm, 'variance_epsilon', None)
     if not type(norm).__name__.endswith('RMSNorm') or weight is None or eps is None: return None
-    def forward(x): return rms_norm(x, norm.weight.shape, norm.weight, eps)
-    x = torch.randn(4, len(weight), generator=torch.Generator().manual_seed(0)).to(weight)
-    with torch.no_grad(): stock, fused = norm(x), forward(x)
-    allowed = 1e-5 if weight.dtype == torch.float32 else 1e-2
-    return forward if (stock - fused).abs().max() <= allowed*stock.abs().max() else None
+    def forward(x): return normed(x, norm.weight, eps)
+    x = torch.randn(4, len(weight), generator=torch.Generator().manual_seed(0)).to(weight.device)
+    return forward if _apart(norm, forward, x) <= 1e-5 else None
 
 # %% ../nbs/02a_kernels.ipynb #07694351
 def fuse_norms(
@@ -303,9 +451,108 @@ def fuse_norms(
             done += 1
     return done
 
+# %% ../nbs/02a_kernels.ipynb #628cb18b
+def _is_gated(part) -> bool:
+    "Is this a feed-forward part with a SiLU gate whose forward is still transformers' own?"
+    names = ('gate_proj', 'up_proj', 'down_proj', 'act_fn')
+    if 'forward' in vars(part) or not all(hasattr(part, name) for name in names): return False
+    return type(part.act_fn).__name__ in ('SiLU', 'SiLUActivation')
+
+def _gate_agrees(part, device) -> bool:
+    "Does the forward of this part compute what ours does?"
+    import torch
+    halves = SimpleNamespace(gate_proj=lambda x: x[..., :16], up_proj=lambda x: x[..., 16:], down_proj=lambda x: x,
+                             act_fn=part.act_fn)
+    x = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0)).to(device)
+    return _agree(f'the gate of {type(part).__name__}', lambda x: type(part).forward(halves, x),
+                  lambda x: gated(x[..., :16], x[..., 16:]), x)
+
+# %% ../nbs/02a_kernels.ipynb #a68b688b
+def _of_two(layer, gate, up):
+    "What a layer with the fused forward makes of SiLU(gate)*up, without keeping it; None where that cannot be."
+    import torch
+    of_two = getattr(vars(layer).get('forward'), 'of_two', None) # of a fused adapter
+    return of_two(gate, up, gated, gated_back) if of_two and torch.is_grad_enabled() else None
+
+# %% ../nbs/02a_kernels.ipynb #51379886
+def _gated_forward(part) -> Callable:
+    "The forward of a feed-forward part with the gate in one kernel."
+    import torch
+    def forward(x):
+        gate, up = part.gate_proj(x), part.up_proj(x)
+        if (out := _of_two(part.down_proj, gate, up)) is not None: return out
+        free = not torch.is_grad_enabled() and gate.is_contiguous()
+        return part.down_proj(gated(gate, up, out=gate if free else None))
+    return forward
+
+def fuse_gates(
+    model,  # whatever has feed-forward parts
+) -> int:   # how many were replaced
+    "Have one kernel do the gate of every feed-forward part whose forward agrees with it."
+    parts = [m for m in model.modules() if _is_gated(m)]
+    device = next(model.parameters()).device
+    works = {kind: _gate_agrees(part, device) for kind, part in {type(p): p for p in parts}.items()}
+    for part in parts:
+        if works[type(part)]: part.forward = _gated_forward(part)
+    return sum(works[type(p)] for p in parts)
+
+# %% ../nbs/02a_kernels.ipynb #d7aae40e
+_ROTATION = 'apply_rotary_pos_emb' # as transformers calls it
+
+def _turn_both(stock: Callable, q, k, cos, sin, unsqueeze_dim: int = 1):
+    "transformers' `apply_rotary_pos_emb`, by `turned`; by itself where heads or angles are of another kind."
+    import torch
+    fits = unsqueeze_dim == 1 and cos.dim() == 3 and q.dim() == k.dim() == 4 and q.shape[-1] == cos.shape[-1]
+    if not fits or torch.promote_types(q.dtype, cos.dtype) != q.dtype or q.dtype != k.dtype:
+        return stock(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
+    return turned(q, cos, sin), turned(k, cos, sin)
+
+# %% ../nbs/02a_kernels.ipynb #2ff57faf
+def _rotation_agrees(attention, stock: Callable, ours: Callable, device) -> bool:
+    "Does transformers' rotation compute what ours does?"
+    import torch
+    g = torch.Generator().manual_seed(0)
+    def draw(*shape): return torch.randn(*shape, generator=g).to(device)
+    width = int(getattr(attention, 'head_dim', 64))
+    q, k = (draw(2, 5, heads, width).transpose(1, 2) for heads in (4, 2))
+    angles = draw(2, 5, width//2).repeat(1, 1, 2)
+    def way(rotate): return lambda q, k: rotate(q, k, angles.cos(), angles.sin())
+    return _agree(f'the rotation of {type(attention).__name__}', way(stock), way(ours), q, k)
+
+# %% ../nbs/02a_kernels.ipynb #d4093f48
+def _own_forward(attention):
+    "The function behind an attention's forward when it is transformers' own and rotates by the known name; else None."
+    if 'forward' in vars(attention) or not hasattr(type(attention), 'forward'): return None
+    forward = inspect.unwrap(type(attention).forward)
+    known = isinstance(forward, FunctionType) and _ROTATION in forward.__code__.co_names
+    return forward if known and _ROTATION in forward.__globals__ else None
+
+def _knowing(function: FunctionType, **names) -> FunctionType:
+    "A copy of a function for which these global names mean something else."
+    new = FunctionType(function.__code__, {**function.__globals__, **names}, function.__name__, function.__defaults__,
+                       function.__closure__)
+    new.__kwdefaults__ = function.__kwdefaults__
+    return new
+
+# %% ../nbs/02a_kernels.ipynb #a9a2bdf4
+def fuse_rotations(
+    model,  # whatever has attentions that turn queries and keys
+) -> int:   # how many were replaced
+    "Have one kernel turn queries, and one keys, in every attention of a language model that agrees with it."
+    done, works, device = 0, {}, next(model.parameters()).device
+    for module in model.modules():
+        if (forward := _own_forward(module)) is None: continue
+        stock = forward.__globals__[_ROTATION]
+        ours = partial(_turn_both, stock)
+        if stock not in works: works[stock] = _rotation_agrees(module, stock, ours, device)
+        if not works[stock]: continue
+        module.forward = MethodType(_knowing(forward, **{_ROTATION: ours}), module)
+        done += 1
+    return done
+
 # %% ../nbs/02a_kernels.ipynb #9f902ed9
 def _widen_layer(gate, up, down, extra: int):
-    "Give one gated feed-forward part `extra` inner features that are zero."
+    "Give one gated feed-forward part of 16 or 32 bits `extra` inner features that are zero."
     from torch.nn.functional import pad
     for layer in (gate, up):
         layer.weight.data = pad(layer.weight.data, (0, 0, 0, extra))
@@ -314,20 +561,109 @@ def _widen_layer(gate, up, down, extra: int):
     down.weight.data = pad(down.weight.data, (0, extra))
     down.in_features += extra
 
+# %% ../nbs/02a_kernels.ipynb #6b174a99
+def _is_nf4(layer) -> bool:
+    "Is this one of bitsandbytes' four-bit layers, packed as its GPU kernels want it?"
+    state = getattr(getattr(layer, 'weight', None), 'quant_state', None)
+    if type(layer).__name__ != 'Linear4bit' or state is None or layer.weight.data.element_size() != 1: return False
+    return not getattr(state, 'packing_format_for_cpu', False)
+
+def _values(layer):
+    "The weights (out, in) of an NF4 layer, in the format in which it was loaded."
+    from bitsandbytes.functional import dequantize_4bit
+    return dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+
+# %% ../nbs/02a_kernels.ipynb #f4d2c640
+def _longer_state(state, rows: int):
+    "What bitsandbytes knows of a weight, for one with so many more rows; the scales of their blocks do not matter."
+    from torch.nn.functional import pad
+    new = copy.copy(state)
+    new.shape = type(state.shape)((state.shape[0] + rows, state.shape[1]))
+    new.absmax = pad(state.absmax, (0, rows*state.shape[1]//state.blocksize))
+    if state.nested:
+        new.state2 = copy.copy(state.state2)
+        blocks = -(-len(new.absmax)//state.state2.blocksize)
+        new.state2.absmax = pad(state.state2.absmax, (0, blocks - len(state.state2.absmax)))
+    return new
+
+# %% ../nbs/02a_kernels.ipynb #0efe6845
+def _holds(weight, values) -> bool:
+    "Does a packed weight hold these values, and zeros behind them?"
+    import torch
+    from torch.nn.functional import pad
+    try: new = _values(SimpleNamespace(weight=weight))
+    except Exception: return False # another version of bitsandbytes, which packs otherwise
+    return torch.equal(new, pad(values, (0, 0, 0, len(new) - len(values))))
+
+def _with_rows(layer, rows: int):
+    "The weight of an NF4 layer with so many rows of zeros behind; None where its blocks do not allow it."
+    import torch
+    weight, state = layer.weight, layer.weight.quant_state
+    if state.shape.numel() % state.blocksize or rows*state.shape[1] % state.blocksize: return None
+    zero = 17*int(state.code.abs().argmin()) # two in a byte
+    codes = torch.cat([weight.data.view(-1), weight.data.new_full((rows*state.shape[1]//2,), zero)])
+    new = copy.copy(weight)
+    new.data, new.quant_state = codes.view(-1, 1), _longer_state(state, rows)
+    return new if _holds(new, _values(layer)) else None
+
+# %% ../nbs/02a_kernels.ipynb #4340a59a
+def _feed_wider(down, extra: int):
+    "Let an NF4 layer take so many features more, whose weights are zero."
+    from torch.nn.functional import linear, pad
+    def forward(x):
+        bias = None if down.bias is None else down.bias.to(x.dtype)
+        return linear(x, pad(_values(down), (0, extra)).to(x.dtype), bias)
+    down.forward = forward
+    down.in_features += extra
+
+# %% ../nbs/02a_kernels.ipynb #9d59e271
+def _widen_nf4(gate, up, down, extra: int) -> bool:
+    "The same for a part in NF4; False, and nothing done, where its blocks do not allow it."
+    from torch.nn.functional import pad
+    wider = [_with_rows(layer, extra) for layer in (gate, up)]
+    if any(weight is None for weight in wider): return False
+    for layer, weight in zip((gate, up), wider):
+        layer.weight, layer.quant_state = weight, weight.quant_state # type: ignore[union-attr]
+        layer.out_features += extra
+        if layer.bias is not None: layer.bias.data = pad(layer.bias.data, (0, extra))
+    _feed_wider(down, extra)
+    return True
+
 # %% ../nbs/02a_kernels.ipynb #f282aaf5
 def widen_feed_forward(
     tower,               # a vision tower that is only used, and never saved
     multiple: int = 64,
-) -> int:                # layers that were widened; quantised ones stay as they are
-    "Pad the inner width of every gated feed-forward part with zeros, in place."
+) -> int:                # layers that were widened
+    "Pad the inner width of every gated feed-forward part with zeros, in place; its values stay."
+    import torch
+    done, left = 0, 0
+    for module in tower.modules():
+        gate, up, down = layers = [getattr(module, name, None) for name in ('gate_proj', 'up_proj', 'down_proj')]
+        dense, packed = all(type(x) is torch.nn.Linear for x in layers), all(map(_is_nf4, layers))
+        extra = -down.in_features % multiple if dense or packed else 0 # type: ignore[union-attr]
+        if not extra: continue
+        if dense: _widen_layer(gate, up, down, extra)
+        if dense or _widen_nf4(gate, up, down, extra): done += 1
+        else: left += 1
+    if left:
+        warnings.warn(f'{left} feed-forward parts of the tower keep their width: their packed weights cannot be '
+                      'widened', VLMTemporalWarning, stacklevel=2)
+    return done
+
+# %% ../nbs/02a_kernels.ipynb #7b37702b
+def unpack(
+    part,   # of a model, such as its tower; its NF4 layers become ordinary ones
+) -> int:   # how many
+    "Turn NF4 weights into ones of the format in which they were loaded, of the same values, in place."
     import torch
     done = 0
-    for module in tower.modules():
-        layers = [getattr(module, name, None) for name in ('gate_proj', 'up_proj', 'down_proj')]
-        if any(type(layer) is not torch.nn.Linear for layer in layers): continue
-        gate, up, down = layers
-        if extra := -down.in_features % multiple: # type: ignore[union-attr]
-            _widen_layer(gate, up, down, extra)
+    for parent in list(part.modules()):
+        for name, layer in parent.named_children():
+            if not _is_nf4(layer): continue
+            dense = torch.nn.Linear(layer.in_features, layer.out_features, bias=False, device='meta')
+            dense.train(layer.training)
+            dense.weight, dense.bias = torch.nn.Parameter(_values(layer), requires_grad=False), layer.bias
+            setattr(parent, name, dense)
             done += 1
     return done
 
@@ -419,6 +755,61 @@ def restore_float32(
     def narrow(module, args): return tuple(a.to(module.weight.dtype) for a in args)
     model.get_output_embeddings().register_forward_pre_hook(narrow)
 
+# %% ../nbs/02a_kernels.ipynb #f06bcb06
+def layers_of(
+    model,          # a transformers or peft model
+    tower,          # its vision tower
+) -> list:          # in their order
+    "The layers of the language model, as far as they can be checkpointed; none where transformers has no such layers."
+    try: from transformers.modeling_layers import GradientCheckpointingLayer
+    except ImportError: return []
+    seen = set(tower.modules())
+    return [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer) and m not in seen]
+
+# %% ../nbs/02a_kernels.ipynb #8bd906e4
+def _to_and_fro(model, layers: list):
+    "Send four tokens through the language model whose layers these are, forward and backward."
+    import torch
+    text = next(m for m in model.modules() if layers[0] in list(getattr(m, 'layers', None) or ()))
+    p = next(p for p in text.parameters() if p.is_floating_point())
+    x = torch.zeros(1, 4, text.config.hidden_size, device=p.device, dtype=p.dtype, requires_grad=True)
+    half, cards, training = p.dtype != torch.float32, [p.device] if p.device.type == 'cuda' else [], text.training
+    text.train()
+    with torch.enable_grad(), torch.random.fork_rng(cards), torch.autocast(p.device.type, p.dtype, enabled=half):
+        torch.autograd.grad(text(inputs_embeds=x, use_cache=False).last_hidden_state.float().sum(), x)
+    text.train(training)
+
+# %% ../nbs/02a_kernels.ipynb #36383317
+def _times_computed(model, layers: list) -> list[int]:
+    "How often each layer computes in one forward and backward pass."
+    counts = [0]*len(layers)
+    def counting(i):
+        def count(*_): counts[i] += 1
+        return count
+    hooks = [next(layer.children()).register_forward_pre_hook(counting(i)) for i, layer in enumerate(layers)]
+    try: _to_and_fro(model, layers)
+    finally:
+        for h in hooks: h.remove()
+    return counts
+
+# %% ../nbs/02a_kernels.ipynb #39c46ded
+def keep_layers(
+    model,     # whose layers are checkpointed
+    tower,     # its vision tower
+    keep: int, # so many layers are not computed twice; all that there are, when it is more
+) -> int:      # how many are not
+    "Let the last layers of the language model keep what they computed, and the others compute it again."
+    layers = layers_of(model, tower)
+    keep = min(keep, len(layers))
+    for i, layer in enumerate(layers): layer.gradient_checkpointing = i < len(layers) - keep
+    try: why = '' if _times_computed(model, layers) == [2]*(len(layers) - keep) + [1]*keep else 'the flag does nothing'
+    except Exception as e: why = f'{type(e).__name__}: {e}' # another version: slower, never wrong
+    if not why: return keep
+    for layer in layers: layer.gradient_checkpointing = True
+    warnings.warn(f'all layers are computed twice ({why}): this version of transformers is not known',
+                  VLMTemporalWarning, stacklevel=2)
+    return 0
+
 # %% ../nbs/02a_kernels.ipynb #16cff722
 def dequantize(model, dtype):
     "Turn NF4 weights into ones of `dtype`, in place and without a word about it."
@@ -432,6 +823,218 @@ def keep_differentiable(model):
     "Keep bitsandbytes' layers off their way for CPUs with bf16, which knows no gradients."
     for layer in model.modules():
         if hasattr(layer, 'support_avx512bf16_for_cpu'): layer.support_avx512bf16_for_cpu = False
+
+# %% ../nbs/02a_kernels.ipynb #86bd812c
+def _plain(module) -> bool:
+    "Is this module as its library made it, with its own forward and without hooks?"
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return 'forward' not in vars(module) and not any(hooks)
+
+def _only_adapter(layer) -> str | None:
+    "The name of the one adapter that a peft layer adds in the plain way; None when it adds none, several or otherwise."
+    active = [name for name in layer.active_adapters if name in layer.lora_A]
+    if layer.disable_adapters or layer.merged or len(active) != 1: return None
+    name, modules = active[0], (layer.base_layer, layer.lora_A[active[0]], layer.lora_B[active[0]])
+    otherwise = name in layer.lora_variant or layer.lora_bias.get(name) or getattr(layer, 'fan_in_fan_out', False)
+    return None if otherwise or not all(map(_plain, modules)) else name
+
+# %% ../nbs/02a_kernels.ipynb #a7295e6a
+def _computes_in(base, x):
+    "The format in which a frozen linear layer multiplies `x`; None where it would refuse it, or packed its weights."
+    import torch
+    if hasattr(base.weight, 'quant_state'):
+        state = base.weight.quant_state
+        return None if state is None or getattr(state, 'packing_format_for_cpu', False) else base.compute_dtype
+    if torch.is_autocast_enabled(x.device.type): return torch.get_autocast_dtype(x.device.type)
+    return base.weight.dtype if x.dtype == base.weight.dtype else None
+
+def _frozen_weight(base, dtype):
+    "The weight of a linear layer of torch or bitsandbytes (out, in)."
+    state = getattr(base.weight, 'quant_state', None)
+    if state is None: return base.weight.data.to(dtype)
+    from bitsandbytes.functional import dequantize_4bit
+    return dequantize_4bit(base.weight.data, state).to(dtype)
+
+# %% ../nbs/02a_kernels.ipynb #ad86e3fe
+def _adapted(layer, x) -> tuple | None:
+    "A peft layer as page 2l takes it, the formats to compute in and to answer in; None where peft's forward is to run."
+    import torch
+    from vlmtemporal.lora import Adapted
+    base, name = layer.base_layer, _only_adapter(layer)
+    few = not torch.is_grad_enabled() and x.numel() <= 64*x.shape[-1] # bitsandbytes has a kernel for few tokens
+    if name is None or few or x.numel() == 0 or x.dtype == torch.float64 != base.weight.dtype: return None
+    if base.weight.requires_grad or base.bias is not None and base.bias.requires_grad: return None
+    dropout = layer.lora_dropout[name]
+    if dropout.training and getattr(dropout, 'p', 0) > 0: return None
+    if (dtype := _computes_in(base, x)) is None: return None
+    bias = None if base.bias is None else base.bias.to(dtype)
+    found = Adapted(partial(_frozen_weight, base, dtype), bias, layer.lora_A[name].weight, layer.lora_B[name].weight,
+                    layer.scaling[name])
+    return found, dtype, x.dtype if hasattr(base.weight, 'quant_state') else dtype
+
+# %% ../nbs/02a_kernels.ipynb #c526e00c
+class _FusedLinear:
+    "The forward of a peft layer: with others of its parent, alone, or as peft has it."
+    def __init__(self, layer):
+        self.layer, self.stock, self.shared = layer, layer.forward, None
+    @property
+    def installed(self) -> bool:
+        "Is it the layer's forward, and no part of another one?"
+        return vars(self.layer).get('forward') is self
+    def __call__(self, x, *args, **kwargs):
+        "What the layer answers to `x`."
+        from vlmtemporal.lora import low_rank
+        mine = None if args or kwargs else _adapted(self.layer, x)
+        if mine is None: return self.stock(x, *args, **kwargs)
+        if self.shared and self.shared.open and self.installed: return self.shared.take(self, x)
+        found, dtype, answers_in = mine
+        return low_rank(x, [found], dtype)[0].to(answers_in)
+    def of_two(self, one, two, make, unmake):
+        "What the layer answers to an input that `make` makes of two tensors, which are kept in its place; or None."
+        from vlmtemporal.lora import Made, low_rank_of_two
+        mine = _adapted(self.layer, one) if one.dtype == two.dtype else None
+        if mine is None or mine[1] != one.dtype: return None
+        return low_rank_of_two(one, two, mine[0], Made(make, unmake)).to(mine[2])
+
+# %% ../nbs/02a_kernels.ipynb #514ae0cf
+class _SharedInput:
+    "Layers of one parent that are given one input."
+    def __init__(self, members: list):
+        self.members, self.open = members, False
+        self.x: Any = None
+        self.ready: dict = {} # what is waiting, by member
+    def enter(self, parent, args):
+        "The parent's forward pass begins."
+        import torch
+        self.open = torch.is_grad_enabled() and len(self.members) > 1
+    def leave(self, parent, args, out):
+        "It is over; `out` is None where it failed."
+        if self.ready and out is not None: self.members = []
+        self.open, self.x = False, None
+        self.ready.clear()
+    def take(self, member, x):
+        "What one of the layers answers to `x`."
+        if self.x is not x or member not in self.ready: self._compute(member, x)
+        out = self.ready.pop(member)
+        if not self.ready: self.x = None
+        return out
+    def _compute(self, member, x):
+        "What all layers answer that compute in the format of this one."
+        from vlmtemporal.lora import low_rank
+        fit = {m: a for m in self.members if m.installed and (a := _adapted(m.layer, x))}
+        same = {m: a for m, a in fit.items() if a[1] == fit[member][1]}
+        outs = low_rank(x, [found for found, _, _ in same.values()], fit[member][1])
+        self.ready = {m: out.to(a[2]) for (m, a), out in zip(same.items(), outs)}
+        self.x = x
+
+# %% ../nbs/02a_kernels.ipynb #96118036
+@contextmanager
+def _learnt(layers: list) -> Iterator[list]:
+    "These peft layers with random B and without dropout, for a while; gives the parameters of their adapters."
+    import torch
+    names, g = [_only_adapter(layer) for layer in layers], torch.Generator().manual_seed(0)
+    given = [layer.lora_B[name].weight.data for layer, name in zip(layers, names)]
+    drops = [(m, m.training) for layer in layers for m in layer.lora_dropout.values()]
+    Bs = [layer.lora_B[name].weight for layer, name in zip(layers, names)]
+    try:
+        for B in Bs: B.data = .2*torch.randn(B.shape, generator=g).to(B)
+        for m, _ in drops: m.eval()
+        yield [*(layer.lora_A[name].weight for layer, name in zip(layers, names)), *Bs]
+    finally:
+        for B, data in zip(Bs, given): B.data = data
+        for m, training in drops: m.train(training)
+
+# %% ../nbs/02a_kernels.ipynb #2b070499
+def _pass(forwards: list, x, trained: list) -> list:
+    "What layers answer to `x`, and the gradients of `x` and of what is trained, for random gradients of the answers."
+    import torch
+    x, g = x.clone().requires_grad_(), torch.Generator().manual_seed(1)
+    outs = [forward(x) for forward in forwards]
+    grads = [torch.randn(out.shape, generator=g).to(out) for out in outs]
+    return [*outs, *torch.autograd.grad(outs, [x, *(p for p in trained if p.requires_grad)], grads)]
+
+def _furthest(ours: list, theirs: list) -> float:
+    "The largest distance of two tensors, as a share of the second one's length; infinite where there is no number."
+    pairs = [((a.float() - b.float()).norm()/b.float().norm().clamp(min=1e-6)).item() for a, b in zip(ours, theirs)]
+    return max(p if p == p else float('inf') for p in pairs)
+
+# %% ../nbs/02a_kernels.ipynb #3e1df73c
+def _native(base):
+    "The format of a frozen linear layer: in four bits, the one that it computes in."
+    return base.compute_dtype if hasattr(base.weight, 'quant_state') else base.weight.dtype
+
+def _disagreement_of(members: list) -> str | None:
+    "How far the fused forwards of layers with one input are from peft's; None when it is rounding."
+    import torch
+    layers, dtype = [m.layer for m in members], _native(members[0].layer.base_layer)
+    x = torch.randn(2, 8, layers[0].in_features, generator=torch.Generator().manual_seed(2))
+    x = x.to(layers[0].base_layer.weight.device, dtype)
+    with _learnt(layers) as trained, torch.enable_grad():
+        narrow = dtype.itemsize == 2 and trained[0].dtype != dtype
+        with torch.autocast(x.device.type, dtype if narrow else None, enabled=narrow, cache_enabled=False):
+            theirs, shared = _pass([m.stock for m in members], x, trained), _SharedInput(members)
+            alone = _furthest(_pass(members, x, trained), theirs)
+            together = _furthest(_pass([partial(shared.take, m) for m in members], x, trained), theirs)
+    apart, allowed = max(alone, together), 5e-2 if dtype.itemsize == 2 else 1e-4
+    return None if apart <= allowed else f'outputs or gradients differ by {apart:.1e}'
+
+# %% ../nbs/02a_kernels.ipynb #e42ea1d5
+_ONE_INPUT = ('q_proj', 'k_proj', 'v_proj'), ('gate_proj', 'up_proj')
+
+def _fusable(layer) -> bool:
+    "Is it a layer of peft with a plain adapter on a frozen linear layer of torch or bitsandbytes?"
+    import torch
+    from peft.tuners import lora
+    four_bits = getattr(lora, 'Linear4bit', None) # absent without bitsandbytes
+    if type(layer) not in (lora.Linear, four_bits) or 'forward' in vars(layer): return False
+    base = layer.base_layer
+    if type(layer) is lora.Linear and type(base) is not torch.nn.Linear or _only_adapter(layer) is None: return False
+    return _native(base) is not None and _computes_in(base, base.weight.new_empty(0, dtype=_native(base))) is not None
+
+def _with_one_input(model, fused: dict) -> dict:
+    "Fused layers by parent and names; those that are alone by themselves."
+    found = {(parent, names): [fused[c] for name in names if (c := getattr(parent, name, None)) in fused]
+             for parent in model.modules() for names in _ONE_INPUT}
+    several = {key: members for key, members in found.items() if len(members) > 1}
+    together = {m for members in several.values() for m in members}
+    return several | {(m, None): [m] for m in fused.values() if m not in together}
+
+# %% ../nbs/02a_kernels.ipynb #e43d73b9
+def _kind(members: list) -> tuple:
+    "What layers have in common that behave alike."
+    bases = [(m.layer.base_layer, m.layer) for m in members]
+    return tuple((type(layer), _native(b), layer.in_features, layer.out_features, b.bias is None) for b, layer in bases)
+
+def _install(model) -> tuple[dict, str | None]:
+    "Give every layer that can have it the fused forward: the layers with one input; why they should not have it."
+    fused = {m: _FusedLinear(m) for m in model.modules() if _fusable(m)}
+    for layer, member in fused.items(): layer.forward = member
+    units = _with_one_input(model, fused)
+    try: whys = [_disagreement_of(members) for members in {_kind(m): m for m in units.values()}.values()]
+    except Exception as e: whys = [f'{type(e).__name__}: {e}'] # another version: slower, never wrong
+    why = next(filter(None, whys), None)
+    if why:
+        for layer in fused: del layer.forward
+    return units, why
+
+# %% ../nbs/02a_kernels.ipynb #9ad1ff76
+def fuse_adapters(
+    model,  # a peft model; any other has nothing to fuse
+) -> int:   # layers that were given the fused forward; 0 where they have it already, or none agrees with peft's
+    "Compute peft's adapters and the frozen layers below them in one step of autograd each, or in one for several."
+    try: units, why = _install(model)
+    except (ImportError, AttributeError) as e: units, why = {}, f'{type(e).__name__}: {e}'
+    if why:
+        warnings.warn(f'adapters run as peft has them ({why}): this version of peft or bitsandbytes is not known',
+                      VLMTemporalWarning, stacklevel=2)
+        return 0
+    for (parent, _), members in units.items():
+        if len(members) == 1: continue
+        shared = _SharedInput(members)
+        for m in members: m.shared = shared
+        parent.register_forward_pre_hook(shared.enter)
+        parent.register_forward_hook(shared.leave, always_call=True)
+    return sum(map(len, units.values()))
 
 # %% ../nbs/02a_kernels.ipynb #b0204360
 _VICUNA = (

@@ -63,6 +63,14 @@ def _language_layers(t) -> list[tuple[int, int]]:
     q, kv, h, m = head*t.num_attention_heads, head*t.num_key_value_heads, t.hidden_size, t.intermediate_size
     return [(h, q), (h, kv), (h, kv), (q, h), (h, m), (h, m), (m, h)]
 
+# %% ../nbs/02e_memory.ipynb #aca2941f
+def _kept(layers: list[tuple[int, int]], hidden: int) -> int:
+    "Bytes that one layer keeps of a token when it is not computed again, with LoRA in one function."
+    queries, inner = layers[0][1], layers[4][1]
+    norms = 2*2*hidden # what two norms are given, and what they give
+    attention = 4*queries + 2*hidden
+    return 2*(norms + attention + 3*inner)
+
 # %% ../nbs/02e_memory.ipynb #7a344b15
 def budget(
     config,                   # of any family of the registry
@@ -72,6 +80,9 @@ def budget(
     text_tokens: int = 350,   # tokens of prompt and answer besides the images
     lora_r: int = 16,
     checkpointing: bool = True, # keep each layer's input alone and compute the rest again
+    kept_layers: int = 0,     # but for so many layers
+    tower_bits: int = 4,      # of the vision tower's weights
+    fused: bool = True,       # LoRA is one function
 ) -> Budget:
     "GPU memory of one QLoRA step with a frozen vision tower, on paper."
     t, v = config.text_config, _Tower.of(config.vision_config)
@@ -80,17 +91,20 @@ def budget(
     layers, depth = _language_layers(t), t.num_hidden_layers
     trainable = depth*sum(lora_r*(a + b) for a, b in layers)
     widest = sum(b for _, b in layers) + 6*t.hidden_size # numbers that one layer makes of a token
-    kept = depth*micro_batch*tokens*(t.hidden_size*2 if checkpointing else widest*4)/GIB
+    whole = min(kept_layers, depth) if checkpointing else depth # layers that keep all
+    each = _kept(layers, t.hidden_size) if fused else widest*4 # bytes that such a layer keeps of a token
+    passes = each + 2*widest if fused else 6*widest # with its gradients
+    kept = micro_batch*tokens*((depth - whole)*t.hidden_size*2 + whole*each)/GIB
     passing = {
-        'one layer recomputed' if checkpointing else 'one layer backwards': micro_batch*tokens*widest*(2 + 4)/GIB,
+        'one layer recomputed' if whole < depth else 'one layer backwards': micro_batch*tokens*passes/GIB,
         'vision tower, forward only': micro_batch*patches*(4*v.width + 2*v.inner)*2*2/GIB - kept,
         'logits of 64 answer tokens': micro_batch*64*t.vocab_size*(2 + 4 + 4)/GIB}
     largest = max(passing, key=lambda what: passing[what])
     return Budget({
-        'NF4 linear layers': (depth*sum(a*b for a, b in layers) + v.linear)*4.127/8/GIB,
+        'linear layers': (depth*sum(a*b for a, b in layers)*4.127 + v.linear*(4.127 if tower_bits == 4 else 16))/8/GIB,
         '16-bit embedding': t.vocab_size*t.hidden_size*2/GIB,
         'adapters, gradients, AdamW (float32)': trainable*16/GIB,
-        'layer inputs kept' if checkpointing else 'activations of every layer': kept,
+        f'kept by {whole} of {depth} layers, inputs of the others' if whole else 'layer inputs kept': kept,
         f'largest that passes: {largest}': passing[largest],
         'CUDA context': CONTEXT,
     }, tokens, trainable)

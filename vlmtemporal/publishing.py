@@ -27,7 +27,7 @@ def _words(taxonomy: Taxonomy, most: int = 30) -> str:
 def _facts(adapter: Adapter) -> dict[str, object]:
     "What the card says of the training: name -> value."
     training, spec = adapter.training, adapter.spec
-    config, twin = training.get('config'), training.get('twin')
+    config, twin, best = (training.get(name) for name in ('config', 'twin', 'best'))
     context = f', and two a second of the {spec.context_seconds:g} s before' if spec.context_seconds else ''
     region = f' by what happens in {list(spec.roi)} of the picture' if spec.roi else ''
     drawn = twin and f"the twin of seed {twin['seed']}, {twin['sessions']} sessions of each person"
@@ -40,6 +40,7 @@ def _facts(adapter: Adapter) -> dict[str, object]:
         'examples': training.get('examples'),
         'optimiser steps': training.get('steps'),
         'last loss': training.get('loss'),
+        'weights of': best and f"step {best['step']}, the best {best['metric']} ({best[best['metric']]:.4f})",
         'effective batch': config and config['micro_batch']*config['accumulation'],
         'LoRA': config and f"r={config['lora_r']}, alpha={config['lora_alpha']}, NF4 base",
         'seed': config and config['seed'],

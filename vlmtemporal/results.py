@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['LEADING', 'LEADING_TIMELINE', 'FORMAT', 'Table', 'format_number', 'format_interval', 'person_of', 'group_sessions',
            'swaps_over', 'Provenance', 'MethodPredictions', 'clip_length', 'MethodComparison', 'paired_difference',
-           'score_table', 'class_table', 'by_session', 'with_grammar', 'score_timelines', 'SessionPredictions',
-           'evidence_hash', 'Result', 'nan_to_null', 'all_metrics', 'prediction_from_dict', 'rescore', 'pool_methods',
-           'PooledSessions', 'PooledResult', 'pool']
+           'difference', 'mistakes', 'distinct_methods', 'score_table', 'anticipation_table', 'class_table',
+           'by_session', 'with_grammar', 'score_timelines', 'SessionPredictions', 'evidence_hash', 'Result',
+           'nan_to_null', 'all_metrics', 'prediction_from_dict', 'rescore', 'pool_methods', 'PooledSessions',
+           'PooledResult', 'pool']
 
 # %% ../nbs/03e_results.ipynb #78cad367
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
@@ -23,14 +24,15 @@ import numpy as np
 from .baselines import baselines
 from .basics import BadInput, Picture, json_hash, markdown_table, read_json
 from .clips import Answer, Clip
-from .frames import N_FRAMES
+from .frames import FPS, N_FRAMES
 from .decode import Prediction
+from .findings import Findings, MethodScores, spelled_out, terms_in
 from .metrics import (ClipScores, boundary_errors, class_f1, clip_report, confusion, count_session,
                                  score_clips, side_by_side, timeline_report)
 from .openpack import Session
 from .operations import Grammar, Segment, Taxonomy
 from .sessions import person
-from .statistics import count_of, MIN_GROUPS, N_SWAPS, paired, ranges_over, smallest_p
+from .statistics import count_of, estimate, MIN_GROUPS, N_SWAPS, paired, ranges_over, smallest_p
 from .timeline import (GRAMMAR_WEIGHT, Timeline, TimelinePrior, WindowPredictions, apply_grammar_to_clips,
                                   plot_timeline)
 
@@ -138,6 +140,9 @@ def clip_length(clips: Sequence[Clip]) -> int: # frames
     "How long the clips are; as usual where there is none."
     return max((c.n_frames for c in clips), default=N_FRAMES)
 
+_PAIRS = 'bigram'       # how names of methods begin that know what usually follows
+_GRAMMAR = ' + grammar' # and how those end that were decided again
+
 @dataclass(frozen=True)
 class MethodComparison:
     "Methods on the same clips."
@@ -182,6 +187,14 @@ class MethodComparison:
         "Every adapter against the base, see `paired_difference`."
         base, *others = self.models
         return [paired_difference(self, m, base) for m in others]
+    @property
+    def guesses(self) -> list[MethodPredictions]:
+        "The methods that look at nothing, and whose answers follow from no model's."
+        return [m for m in self.methods if not m.predictions and not m.name.startswith(_PAIRS)]
+    @cached_property
+    def findings(self) -> Findings | None:
+        "The numbers that are read first; None where there is no guess to compare a model with."
+        return _findings(self) if self.models and self.guesses else None
     def confusion(self, m: MethodPredictions) -> np.ndarray:
         "As `metrics.confusion`, over the clips that are not for AA@1 strict alone."
         at = np.flatnonzero(~self._ahead)
@@ -196,19 +209,108 @@ def paired_difference(comparison: MethodComparison, method: MethodPredictions, b
         differences[block] = paired(both.metrics, [comparison.groups[i] for i in at], comparison.seed)
     return dict(method=method.name, against=base.name, differences=differences)
 
+# %% ../nbs/03e_results.ipynb #728ef10d
+def difference(
+    comparison: MethodComparison,
+    method: MethodPredictions,
+    other: MethodPredictions,
+    metric: str,
+    block: str = 'all clips', # or 'inner boundary'
+) -> dict: # value, low, high, groups
+    "How much more of a metric one method has than another, on the same clips."
+    at = comparison.blocks[block]
+    both = side_by_side(comparison.scores(method, at), comparison.scores(other, at))
+    def more(i): return both.metrics(i)[metric] - both.metrics(i + len(at))[metric]
+    if not at: return dict(value=np.nan, low=np.nan, high=np.nan, groups=0)
+    return estimate(more, [comparison.groups[i] for i in at])
+
+# %% ../nbs/03e_results.ipynb #768a782d
+def _method_scores(comparison: MethodComparison, m: MethodPredictions) -> MethodScores:
+    found = comparison.reports[m.name]
+    return MethodScores(m.name, found['all clips']['OCA'], found['inner boundary']['boundary error'],
+                        found['all clips']['AA@1'])
+
+def mistakes(
+    comparison: MethodComparison,
+    m: MethodPredictions,
+) -> list[tuple[str, str, int, int]]: # the true operation, the answered one, how often, of how many clips
+    "What a model takes for what, the most frequent first."
+    table, names = comparison.confusion(m), comparison.taxonomy.names
+    wrong = [(names[y], names[x], int(table[y, x]), int(table[y].sum()))
+             for y, x in zip(*table[:, :-1].nonzero(), strict=True) if x != y]
+    return sorted(wrong, key=lambda w: -w[2])
+
+# %% ../nbs/03e_results.ipynb #87851b60
+def _findings(c: MethodComparison) -> Findings:
+    base, model = c.models[0], c.models[min(1, len(c.models) - 1)]
+    scores = {m.name: _method_scores(c, m) for m in [base, model, *c.guesses]}
+    guess = max(c.guesses, key=lambda m: scores[m.name].operation['value'])
+    near = min(c.guesses, key=lambda m: scores[m.name].distance['value'])
+    gains = [difference(c, model, m, 'OCA') for m in ([base] if base is not model else []) + [guess]]
+    nearer = [difference(c, near, model, 'boundary error', 'inner boundary')]
+    pairs = c.reports.get(f'{_PAIRS} on {model.name}')
+    return Findings(
+        clips=int((~c._ahead).sum()), inner=len(c.blocks['inner boundary']), ranges_over=c.ranges_over,
+        people=len({person_of(x.session) for x in c.clips}), model=scores[model.name],
+        base=scores[base.name] if base is not model else None, guess=scores[guess.name], near=scores[near.name],
+        gains=gains, nearer=nearer, pairs=pairs and pairs['all clips']['AA@1'], mistakes=mistakes(c, model),
+        unread=c.reports[model.name]['all clips']['parse failures']['value'],
+        models=sum(not m.name.endswith(_GRAMMAR) for m in c.models[1:]), fps=c.clips[0].fps if c.clips else FPS)
+
 # %% ../nbs/03e_results.ipynb #47415afa
 LEADING = {'all clips': ('OCA', 'macro F1', 'AA@1', 'AA@1 strict', 'tIoU@0.5', 'mIoU', 'parse failures'),
            'inner boundary': ('boundary error', 'mIoU', 'tIoU@0.7', 'tIoU@0.5', 'OCA', 'AA@1')}
 
+def distinct_methods(comparison: MethodComparison) -> list[list[str]]:
+    "Names of all methods but the bigrams, together where both tables show the same of them."
+    found: dict[tuple, list[str]] = {}
+    for m in comparison.methods:
+        blocks = comparison.reports[m.name]
+        cells = tuple(format_interval(blocks[block].get(n)) for block, names in LEADING.items() for n in names)
+        if not m.name.startswith(_PAIRS): found.setdefault(cells, []).append(m.name)
+    return [*found.values()]
+
+def _together(names: Sequence[str]) -> str:
+    "'tiny adapter, also + grammar', 'majority, whole clip or best span 0-124'."
+    first, *others = names
+    kind = first.partition(', ')[0] + ', '
+    more = [f', also{n.removeprefix(first)}' if n.startswith(first) else f' or {n.removeprefix(kind)}' for n in others]
+    return ''.join([first, *more])
+
+_EQUAL = 'Methods that are equal in every column, here and for the other clips, share a row.'
+
+def _without_empty(head: Sequence[str], rows: list[list[str]], empty: Collection[str]) -> Table:
+    "A table without the columns in which every row is empty."
+    kept = [i for i, _ in enumerate(head) if not i or any(row[i] not in empty for row in rows)]
+    return Table([head[i] for i in kept], [[row[i] for i in kept] for row in rows])
+
+# %% ../nbs/03e_results.ipynb #ef02fc75
 def score_table(
     comparison: MethodComparison,
     block: str = 'all clips', # or 'inner boundary'
 ) -> Table:
-    "The leading metrics of a block for every method."
-    found = {name: blocks[block] for name, blocks in comparison.reports.items()}
+    "The leading metrics of a block for every method but the bigrams."
+    every = distinct_methods(comparison)
+    found = {_together(alike): comparison.reports[alike[0]][block] for alike in every}
     metrics = [n for n in LEADING[block] if any(n in r for r in found.values())]
+    failed = any(r.get('parse failures', {}).get('value') for r in found.values())
+    if not failed: metrics = [n for n in metrics if n != 'parse failures']
     rows = [[name, *(format_interval(r.get(n)) for n in metrics)] for name, r in found.items()]
-    return Table(['method', *metrics], rows, comparison.ranges_over)
+    note = ' '.join([comparison.ranges_over, *([_EQUAL] if any(len(alike) > 1 for alike in every) else [])])
+    return replace(_without_empty(['method', *metrics], rows, '-'), note=note)
+
+# %% ../nbs/03e_results.ipynb #63cb7668
+_NEXT, _GIVEN = ('AA@1', 'AA@1 strict'), f'{_PAIRS}, operation given'
+
+def anticipation_table(comparison: MethodComparison) -> Table | None:
+    "What each model knows of the next operation, beside a table of pairs; None where no bigram was asked."
+    every = {name: blocks['all clips'] for name, blocks in comparison.reports.items()}
+    pairs = [(m.name, every[m.name], every[f'{_PAIRS} on {m.name}']) for m in comparison.models
+             if f'{_PAIRS} on {m.name}' in every]
+    pairs += [('the true operation is given', {}, r) for name, r in every.items() if name == _GIVEN]
+    rows = [[name, *(format_interval(r.get(n)) for n in _NEXT for r in (own, table))] for name, own, table in pairs]
+    head = ['method', *(f'{n}, {who}' for n in _NEXT for who in ('its own', 'by pairs'))]
+    return replace(_without_empty(head, rows, '-'), note=comparison.ranges_over) if rows else None
 
 # %% ../nbs/03e_results.ipynb #ffbf92f4
 def class_table(
@@ -252,11 +354,11 @@ def with_grammar(
         before = np.array([[out[i].probabilities[n] for n in names] for i in known]).reshape(-1, len(names))
         after = apply_grammar_to_clips(starts, before, grammar, grammar_weight)
         for i, row in zip(known, after, strict=True): out[i] = _decide_again(out[i], row, names)
-    return MethodPredictions.of(f'{method.name} + grammar', out)
+    return MethodPredictions.of(f'{method.name}{_GRAMMAR}', out)
 
 # %% ../nbs/03e_results.ipynb #bf0a2d96
-LEADING_TIMELINE = ('F1@10', 'F1@25', 'F1@50', 'edit', 'frame accuracy', '1 Hz macro F1', 'boundary F1 0.5 s',
-                    'mAP@0.5', 'rework recall')
+LEADING_TIMELINE = ('frame accuracy', 'F1@50', 'boundary F1 0.5 s', 'edit', 'rework recall', 'F1@10', 'F1@25',
+                    '1 Hz macro F1', 'mAP@0.5')
 
 def score_timelines(
     timelines: list[Timeline],
@@ -302,11 +404,11 @@ class SessionPredictions:
     def table(self) -> Table:
         "The leading metrics of every timeline."
         rows = [[name, *(format_interval(r[n]) for n in LEADING_TIMELINE)] for name, r in self.reports.items()]
-        return Table(['timeline', *LEADING_TIMELINE], rows, self.ranges_over)
-    def pictures(self) -> list[Picture]:
-        "Truth and timelines of each session, one above the other."
+        return replace(_without_empty(['timeline', *LEADING_TIMELINE], rows, '-'), note=self.ranges_over)
+    def pictures(self, most: int | None = None) -> list[Picture]:
+        "Truth and timelines of each session, one above the other; of the first so many."
         return [plot_timeline({name: lines[i] for name, lines in self.timelines.items()}, list(s.segments))
-                for i, s in enumerate(self.sessions)]
+                for i, s in enumerate(self.sessions[:most])]
     def __repr__(self): return f'{len(self.sessions)} sessions, asked of {", ".join(self.windows)}'
     def _repr_markdown_(self) -> str: return self.table._repr_markdown_()
 
@@ -371,8 +473,16 @@ class Result:
         "Is this something else than what the run observed?"
         return self.evidence != self.provenance.evidence
     @property
+    def notes(self) -> list[str]:
+        "What a reader must know of how the model was asked; sentences."
+        return [str(note) for note in self.provenance.model.get('notes', ())]
+    @property
+    def about(self) -> str:
+        "How many clips of whom, as `results.json` has it, and whether they were changed."
+        return _about(self)
+    @property
     def title(self) -> str:
-        "How many clips of whom, and whether they were changed."
+        "What was asked, of how many clips of whom, and whether they were changed."
         return _title(self)
     def to_dict(self) -> dict:
         "The shape of `results.json`."
@@ -413,20 +523,35 @@ def _difference(ids: list[str], keys: list[str]) -> str:
     return f'the clip {odd[0]} is missing' if odd[0] in ids else f'the clip {odd[0]} was not asked'
 
 # %% ../nbs/03e_results.ipynb #3686c77d
-def _title(r: Result) -> str:
+def _about(r: Result) -> str:
     ahead = sum(c.kind == 'anticipation' for c in r.clips)
     subjects = sorted({_subject(c.session) for c in r.clips})
     people = ', '.join(subjects) if len(subjects) <= 4 else f'{len(subjects)} people'
-    title = f'{len(r.clips) - ahead} clips of {people}'
-    if ahead: title += f', and {ahead} that end before a boundary'
+    about = f'{len(r.clips) - ahead} clips of {people}'
+    if ahead: about += f', and {ahead} that end before a boundary'
+    return f'CHANGED BY HAND: {about}' if r.changed else about
+
+def _title(r: Result) -> str:
+    question = 'Did fine-tuning help?' if len(r.models) > 1 else 'What does the model know?'
+    subjects = sorted({_subject(c.session) for c in r.clips})
+    named = f' ({", ".join(subjects)})' if 0 < len(subjects) <= 4 else ''
+    clips = count_of(sum(c.kind != 'anticipation' for c in r.clips), 'clips')
+    title = f'{question} A test on {clips} of {_people(len(subjects))}{named}'
     return f'CHANGED BY HAND: {title}' if r.changed else title
 
+def _people(n: int) -> str: return 'one person' if n == 1 else count_of(n, 'people')
+
+# %% ../nbs/03e_results.ipynb #9574e87f
 def _result_markdown(r: Result) -> str:
-    inner = len(r.comparison.blocks['inner boundary'])
-    parts = [score_table(r.comparison)._repr_markdown_(), f'The {inner} clips with an inner boundary:',
-             score_table(r.comparison, 'inner boundary')._repr_markdown_()]
+    c = r.comparison
+    inner, ahead = len(c.blocks['inner boundary']), anticipation_table(c)
+    parts = [c.findings._repr_markdown_()] if c.findings else []
+    parts += [score_table(c)._repr_markdown_()]
+    if ahead: parts += ['What comes next:', ahead._repr_markdown_()]
+    parts += [f'The {inner} clips with an inner boundary:', score_table(c, 'inner boundary')._repr_markdown_()]
     if r.sessions: parts += ['Whole sessions:', r.sessions._repr_markdown_()]
-    return '\n\n'.join(parts)
+    parts += r.notes
+    return '\n\n'.join([*parts, spelled_out(terms_in('\n'.join(parts)))])
 
 # %% ../nbs/03e_results.ipynb #09513280
 FORMAT = 3 # of results.json; a file without one is of the first
@@ -485,7 +610,7 @@ def _result_to_dict(r: Result) -> dict:
     timelines = r.sessions and dict(metrics=r.sessions.reports, **_sessions_to_dict(r.sessions))
     return nan_to_null(dict(
         base_model=_headline(r, r.models[0]), finetuned_model=_headline(r, r.models[1]) if len(r.models) > 1 else None,
-        format=FORMAT, title=r.title, taxonomy=r.taxonomy.stored(), operations=list(r.taxonomy.names),
+        format=FORMAT, title=r.about, taxonomy=r.taxonomy.stored(), operations=list(r.taxonomy.names),
         methods=[_method_to_dict(r, m) for m in r.comparison.methods], paired=r.comparison.paired,
         intervals=_intervals_to_dict(r),
         timeline_priors={name: p.to_dict() for name, p in r.timeline_priors.items()}, timelines=timelines,
@@ -751,7 +876,7 @@ def _observed(r: Result) -> dict:
     "What `Result.from_dict` needs of a result, and nothing that is computed."
     methods = [dict(name=m.name, grammar_rescored=False, predictions=[p.to_dict() for p in m.predictions or ()])
                for m in r.models]
-    return dict(format=FORMAT, title=r.title, taxonomy=r.taxonomy.stored(), methods=methods,
+    return dict(format=FORMAT, title=r.about, taxonomy=r.taxonomy.stored(), methods=methods,
                 timeline_priors={name: p.to_dict() for name, p in r.timeline_priors.items()},
                 timelines=_sessions_to_dict(r.sessions) if r.sessions else None, clips=[c.to_dict() for c in r.clips],
                 train=[a.to_dict() for a in r.train], provenance=asdict(r.provenance))
@@ -760,7 +885,7 @@ def _pooled_to_dict(r: PooledResult) -> dict:
     methods = [_method_to_dict(r, m) | dict(predictions=[]) for m in r.comparison.methods]
     return nan_to_null(dict(
         base_model=_headline(r, r.models[0]), finetuned_model=_headline(r, r.models[1]) if len(r.models) > 1 else None,
-        format=FORMAT, title=r.title, taxonomy=r.taxonomy.stored(), operations=list(r.taxonomy.names), methods=methods,
+        format=FORMAT, title=r.about, taxonomy=r.taxonomy.stored(), operations=list(r.taxonomy.names), methods=methods,
         paired=r.comparison.paired, intervals=_intervals_to_dict(r),
         timelines=r.sessions and dict(metrics=r.sessions.reports), labels=list(r.labels),
         parts=[_observed(p) for p in r.parts], provenance=asdict(r.provenance)))
