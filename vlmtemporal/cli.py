@@ -467,20 +467,37 @@ def normalise(
                                        trusted=trusted == Trust.yes)))
 
 # %% ../nbs/04j_cli.ipynb #364ef3a9
+_FOR = typer.Option('--for', help='SOURCE is an adapter: write it, merged into its base, for a server: vllm; gguf, for '
+                                  "llama.cpp's server; ollama. With the words, the schema and a request that works.")
+
 @app.command()
 def export(
-    shards: BuiltOrSplit,
+    source: Annotated[Path, typer.Argument(
+        help="What `build` wrote, or one split of it; with --for an adapter folder, or 'tiny', the one that ships.")],
     out: Annotated[Path, typer.Argument(help='Folder to write, in one piece.')],
     format: Annotated[str, typer.Option(
-        help='llava: images and conversations, as Qwen-VL-Series-Finetune and LLaMA-Factory read them; '
-             'samples: twenty diverse examples as folders and a page.')] = 'llava',
+        help='Of examples: llava, images and conversations, as Qwen-VL-Series-Finetune and LLaMA-Factory read them; '
+             'samples, twenty diverse examples as folders and a page.')] = 'llava',
+    server: Annotated[str | None, _FOR] = None,
+    model: Base = None,
+    converter: Annotated[Path | None, typer.Option(
+        help="llama.cpp's convert_hf_to_gguf.py, for gguf and ollama; on the path when absent.")] = None,
+    outtype: Annotated[str, typer.Option(help='Numbers of a GGUF file: f16, bf16, q8_0 or f32.')] = 'f16',
 ):
-    "Write examples for other trainers, or for people."
+    "Write examples for other trainers, or for people; or a model for another server."
     from vlmtemporal.inspection import export_llava, write_samples
-    if format == 'samples': typer.echo(f'to look at: {write_samples(shards, out)}')
+    if server: typer.echo(_export_model(source, out, server, model, converter, outtype))
+    elif format == 'samples': typer.echo(f'to look at: {write_samples(source, out)}')
     elif format == 'llava':
-        for name, n in export_llava(shards, out).items(): typer.echo(f'{name}: {n} examples in {out/name}.json')
+        for name, n in export_llava(source, out).items(): typer.echo(f'{name}: {n} examples in {out/name}.json')
     else: raise BadInput(f'unknown format {format!r}', '--format', 'use llava or samples')
+
+def _export_model(adapter: Path, out: Path, server: str, model: str | None, converter: Path | None,
+                  outtype: str) -> str:
+    "Where it is, and how to go on."
+    from vlmtemporal.exports import export_model
+    done = export_model(str(adapter), out, server, model, converter, outtype)
+    return f'{done}: how to serve and ask it stands in {done/"README.md"}'
 
 # %% ../nbs/04j_cli.ipynb #f0c9f9a6
 @app.command()
@@ -744,6 +761,17 @@ def _asked(engine, spec):
     raise BadInput(f'the adapter was trained on {known.k} frames of clips of {describe_clips(known)}',
                    '--seconds, --fps, --k', 'leave them out, or ask the base with --adapter none')
 
+# %% ../nbs/04j_cli.ipynb #61df3738
+def _asked_model(model: str, adapter: str | None) -> Any:
+    "The model as `Engine` takes it. Raises `BadInput` for one that is served nowhere, or with an adapter from here."
+    from vlmtemporal.served import ServedModel, is_served
+    if not is_served(model): return model
+    if adapter not in (None, 'none'):
+        raise BadInput('has no adapters from here', model, 'serve each under a name of its own')
+    served = ServedModel(model)
+    typer.echo(f'{served.name}: {served.decoder.removeprefix("served, ")}', err=True) # it answers, or this raises
+    return served
+
 # %% ../nbs/04j_cli.ipynb #ac482291
 Out = Annotated[Path | None, typer.Option('--out', help=(
     'Of several videos: gets one JSON line a video. The same command again asks about those that are not in it; '
@@ -809,7 +837,7 @@ def _segments_text(found: dict) -> str:
 @app.command()
 def predict(
     videos: Videos,
-    model: Model = 'tiny',
+    model: Evaluated = 'tiny',
     adapter: Adapter = None,
     taxonomy: Words = None,
     start: Start = 0.,
@@ -830,7 +858,7 @@ def predict(
     trust = trusted == Trust.yes
     def load():
         from vlmtemporal.engine import Engine
-        engine = Engine(model, adapter, taxonomy)
+        engine = Engine(_asked_model(model, adapter), adapter, taxonomy)
         engine.spec = _asked(engine, _spec(None, None, seconds, fps, k, engine.spec))
         return engine
     def ask(engine, video, ticket=None, bar=None): return predicted(engine, video, start, trust, ticket)
@@ -900,7 +928,7 @@ def _analyze_all(videos: dict[Path, Path], lines: Any, question: Any, load: Call
 @app.command()
 def analyze(
     videos: Videos,
-    model: Model = 'tiny',
+    model: Evaluated = 'tiny',
     adapter: Adapter = None,
     taxonomy: Words = None,
     stride: Annotated[float, _number('--stride', .04, 10**6, 'Seconds between windows.')] = 1.,
@@ -929,7 +957,7 @@ def analyze(
     suffix, trust = _suffix(export) if export else '', trusted == Trust.yes
     def load():
         from vlmtemporal.engine import Engine
-        return Engine(model, adapter, taxonomy)
+        return Engine(_asked_model(model, adapter), adapter, taxonomy)
     video = _only(videos, out)
     if video is None:
         question = Question('analyze', dict(stride=stride, context=context), model, adapter, taxonomy)
