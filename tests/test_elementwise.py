@@ -89,7 +89,7 @@ def test_interpreted_nothing():
 
 GATE = dict(pointers='gate up out', BLOCK=1024)
 KERNELS = {'_gate_kernel': GATE, '_gate_back_kernel': dict(GATE, pointers='gate up d to_gate to_up'),
-           '_turn_kernel': dict(pointers='x cos sin y', BACK=True, HEADS=16, HALF=64)}
+           '_turn_kernel': dict(pointers='x cos sin y', BACK=True, HEADS=16, HALF=40, BLOCK=64)}
 CARDS = {75: ('fp16', 'fp32'), 90: ('fp16', 'bf16', 'fp32')} # a T4 has no bf16
 
 

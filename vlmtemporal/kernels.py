@@ -20,7 +20,7 @@ from types import FunctionType, MethodType, SimpleNamespace
 from typing import Any
 
 from .basics import BadInput, VLMTemporalError, VLMTemporalWarning
-from .elementwise import gated, normed, turned
+from .elementwise import gated, gated_back, normed, turned
 
 # %% ../nbs/02a_kernels.ipynb #c2618186
 logging.getLogger('bitsandbytes.backends.cpu.ops').setLevel(logging.ERROR) # it misses an optional kernel, aloud
@@ -461,20 +461,28 @@ def _is_gated(part) -> bool:
 def _gate_agrees(part, device) -> bool:
     "Does the forward of this part compute what ours does?"
     import torch
-    halves = SimpleNamespace(gate_proj=lambda x: x[..., :5], up_proj=lambda x: x[..., 5:], down_proj=lambda x: x,
+    halves = SimpleNamespace(gate_proj=lambda x: x[..., :16], up_proj=lambda x: x[..., 16:], down_proj=lambda x: x,
                              act_fn=part.act_fn)
-    x = torch.randn(2, 3, 10, generator=torch.Generator().manual_seed(0)).to(device)
+    x = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0)).to(device)
     return _agree(f'the gate of {type(part).__name__}', lambda x: type(part).forward(halves, x),
-                  lambda x: gated(x[..., :5], x[..., 5:]), x)
+                  lambda x: gated(x[..., :16], x[..., 16:]), x)
+
+# %% ../nbs/02a_kernels.ipynb #a68b688b
+def _of_two(layer, gate, up):
+    "What a layer with the fused forward makes of SiLU(gate)*up, without keeping it; None where that cannot be."
+    import torch
+    of_two = getattr(vars(layer).get('forward'), 'of_two', None) # of a fused adapter
+    return of_two(gate, up, gated, gated_back) if of_two and torch.is_grad_enabled() else None
 
 # %% ../nbs/02a_kernels.ipynb #51379886
 def _gated_forward(part) -> Callable:
     "The forward of a feed-forward part with the gate in one kernel."
     import torch
     def forward(x):
-        gate = part.gate_proj(x)
+        gate, up = part.gate_proj(x), part.up_proj(x)
+        if (out := _of_two(part.down_proj, gate, up)) is not None: return out
         free = not torch.is_grad_enabled() and gate.is_contiguous()
-        return part.down_proj(gated(gate, part.up_proj(x), out=gate if free else None))
+        return part.down_proj(gated(gate, up, out=gate if free else None))
     return forward
 
 def fuse_gates(
@@ -881,6 +889,12 @@ class _FusedLinear:
         if self.shared and self.shared.open and self.installed: return self.shared.take(self, x)
         found, dtype, answers_in = mine
         return low_rank(x, [found], dtype)[0].to(answers_in)
+    def of_two(self, one, two, make, unmake):
+        "What the layer answers to an input that `make` makes of two tensors, which are kept in its place; or None."
+        from vlmtemporal.lora import Made, low_rank_of_two
+        mine = _adapted(self.layer, one) if one.dtype == two.dtype else None
+        if mine is None or mine[1] != one.dtype: return None
+        return low_rank_of_two(one, two, mine[0], Made(make, unmake)).to(mine[2])
 
 # %% ../nbs/02a_kernels.ipynb #514ae0cf
 class _SharedInput:
