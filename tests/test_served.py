@@ -10,25 +10,29 @@ from served_model import NAME, counted, serving
 from vlmtemporal import evaluation
 from vlmtemporal.basics import BadInput, VLMTemporalError, json_hash
 from vlmtemporal.dataset import build
+from vlmtemporal.engine import Engine
 from vlmtemporal.evaluation import evaluate, evaluation_set
+from vlmtemporal.exports import export_model
 from vlmtemporal.loading import load_model
 from vlmtemporal.operations import LOGISTICS
-from vlmtemporal.publishing import merge
+from vlmtemporal.prompts import parse_answer
 from vlmtemporal.report import save_result
 from vlmtemporal.results import rescore, score_table
-from vlmtemporal.served import MOST_BYTES, Endpoint, ServedModel
+from vlmtemporal.served import MOST_BYTES, VOTES, Endpoint, ServedModel
 from vlmtemporal.shards import find_split
+from vlmtemporal.twin import make_twin
 
 CLIPS = int(os.environ.get('VLMTEMPORAL_SERVED_CLIPS', 3)) # 60: issue 24
 
 
 @pytest.fixture(scope='module')
-def tested(mock, shards, tmp_path_factory):
+def tested(shards, tmp_path_factory):
     "Shards with so many test clips."
     if CLIPS < 7: return shards
-    out = tmp_path_factory.mktemp('served')/'shards'
-    build(mock, out)
-    return out
+    work = tmp_path_factory.mktemp('served')
+    make_twin(work/'twin', seed=5, boxes=4, only=['U0108'])
+    build(work/'twin', work/'shards', 'test')
+    return work/'shards'
 
 
 @pytest.fixture(scope='module')
@@ -92,7 +96,8 @@ def wait_for(url, process, seconds=120):
 
 def test_transformers_serve_gives_the_same_table(tested, tmp_path, monkeypatch):
     pytest.importorskip('openai', reason='transformers serve needs the package openai')
-    model, port = merge('tiny', tmp_path/'merged'), free_port()
+    folder, port = export_model('tiny', tmp_path/'exported', 'vllm'), free_port()
+    model = folder/'model'
     program = str(Path(sys.executable).parent/'transformers')
     command = [program, 'serve', '--device', 'cpu', '--port', str(port), str(model)]
     with (tmp_path/'log').open('w') as log:
@@ -101,13 +106,15 @@ def test_transformers_serve_gives_the_same_table(tested, tmp_path, monkeypatch):
         url = f'http://localhost:{port}/v1'
         assert wait_for(url, process) == [str(model)]
         found = evaluate(tested, ServedModel(f'openai:{url}#{model}'), clips=CLIPS)
+        request = json.loads((folder/'request.json').read_text()) | dict(model=str(model))
+        assert parse_answer(Endpoint(url).chat(request)['text'], LOGISTICS).stage == 'json', 'what the README sends'
     finally:
         process.terminate()
         process.wait(30)
     monkeypatch.setattr(evaluation, 'load_model', functools.partial(load_model, quantize=False)) # as it is served
     direct = evaluate(tested, model, clips=CLIPS, decoder='generate')
     assert found.provenance.decoder == 'served, text', 'it takes a schema, and does not heed it'
-    assert rows(found, f'served ({model})') == rows(direct, 'base (merged)') and rows(found, f'served ({model})')
+    assert rows(found, f'served ({model})') == rows(direct, 'base (model)') and rows(found, f'served ({model})')
 
 
 def status(code, value=None, **headers):
@@ -279,6 +286,23 @@ def test_other_questions_are_other_requests(examples):
         changed[-1, -1, -1, -1] ^= 1
         assert json_hash(one) != json_hash(model.request(replace(examples[0], frames=changed), LOGISTICS))
         assert one['temperature'] == 0 and one['seed'] == 0 and 'data:image/png;base64,' in str(one)
+
+
+def test_predict_and_analyze(video, tmp_path, cli):
+    with serving(None) as server:
+        engine = Engine(served(server))
+        found = engine.predict(video, start=3.)
+        assert found.answer and not found.probabilities and found.parsed_by == 'json', 'no probabilities are made up'
+        analysis = engine.analyze(video, stride=4.)
+        engine.close()
+        assert analysis.warnings == (VOTES,) and .5 < max(analysis.timeline.probabilities) < .9001
+        assert len(pictures(server)) == 1 + analysis.windows and server.most_busy > 1
+        code, out, err = cli('predict', video, '--start', 3, '--model', address(server), '--json')
+        assert code == 0 and json.loads(out)['dominant_operation'] == found.answer.dominant_operation, err
+        code, out, err = cli('predict', video, '--model', address(server), '--adapter', 'tiny')
+        assert code == 2 and 'serve each under a name of its own' in err and err.count('\n') == 1
+    code, out, err = cli('analyze', video, video.parent, '--model', address(server), '--out', tmp_path/'a.jsonl')
+    assert code == 2 and 'no server answers there' in err
 
 
 def test_wrong_numbers():

@@ -61,8 +61,8 @@ Workers = Annotated[int | None, _count('--workers', 1, 1024, 'Processes that wor
 
 # %% ../nbs/04j_cli.ipynb #c52976f1
 Root = Annotated[Path, typer.Argument(help="A folder with a recordings.yaml (see `init`), or OpenPack's layout.")]
-Built = Annotated[Path, typer.Argument(help='What `build` wrote.')]
-BuiltOrSplit = Annotated[Path, typer.Argument(help='What `build` wrote, or one split of it.')]
+Built = Annotated[Path, typer.Argument(help='What `build` wrote, or its URL.')]
+BuiltOrSplit = Annotated[Path, typer.Argument(help='What `build` wrote, or one split of it; or its URL.')]
 Video = Annotated[Path, typer.Argument(help='Video file, or folder of frames.')]
 Videos = Annotated[list[Path], typer.Argument(
     metavar='VIDEO...', help='Video files, folders of frames, folders of videos.')]
@@ -311,22 +311,31 @@ def build(
     )] = 1.,
     trusted: Trusted = Trust.yes,
     workers: Workers = None,
+    engine: Annotated[str, typer.Option(
+        help="local: this machine's cores; ray: sessions and shards are tasks of a Ray cluster, whose machines all see "
+             'ROOT and OUT.')] = 'local',
+    address: Annotated[str | None, typer.Option(
+        help="With --engine ray: a cluster's HOST:PORT, ray://HOST:PORT or auto; one is started when absent.")] = None,
     seed: Seed = 0,
 ):
     """Cut sessions into clips, choose their frames, write WebDataset shards.
 
     Killed? Run the same again: finished sessions are kept, and the result is the same to the byte. When all is
-    written, OUT/samples/index.html shows twenty examples that differ.
+    written, OUT/samples/index.html shows twenty examples that differ. ROOT may be the URL of a recordings.yaml or its
+    folder, OUT one in a bucket: s3://, gs://, az:// or hf://.
     """
     from vlmtemporal.dataset import build
     from vlmtemporal.inspection import write_samples
+    from vlmtemporal.remote_files import address as url_of_path, plain
     built = build(root, out, split, _spec(sampler, roi, seconds, fps, k, _usual(root), context_seconds=context),
                   max_clips=max_clips, seed=seed,
                   workers=workers or os.cpu_count() or 1, kinds=tuple(k.strip() for k in clips.split(',')),
                   boost_boundaries=boost_boundaries, protocol=protocol, hard_jitter=hard_jitter,
-                  trusted=trusted == Trust.yes)
+                  trusted=trusted == Trust.yes, engine=engine, address=address)
     for line in [line for b in built for line in _built(b)]: typer.echo(line)
-    typer.echo(f'to look at: {write_samples(out, out/"samples")}')
+    url = url_of_path(out)
+    if url: typer.echo(f'to look at: vlmtemporal export {url} samples --format samples')
+    else: typer.echo(f'to look at: {write_samples(out, plain(out)/"samples")}')
 
 # %% ../nbs/04j_cli.ipynb #c18f5219
 def _counted(name: str, split: dict) -> str:
@@ -458,20 +467,37 @@ def normalise(
                                        trusted=trusted == Trust.yes)))
 
 # %% ../nbs/04j_cli.ipynb #364ef3a9
+_FOR = typer.Option('--for', help='SOURCE is an adapter: write it, merged into its base, for a server: vllm; gguf, for '
+                                  "llama.cpp's server; ollama. With the words, the schema and a request that works.")
+
 @app.command()
 def export(
-    shards: BuiltOrSplit,
+    source: Annotated[Path, typer.Argument(
+        help="What `build` wrote, or one split of it; with --for an adapter folder, or 'tiny', the one that ships.")],
     out: Annotated[Path, typer.Argument(help='Folder to write, in one piece.')],
     format: Annotated[str, typer.Option(
-        help='llava: images and conversations, as Qwen-VL-Series-Finetune and LLaMA-Factory read them; '
-             'samples: twenty diverse examples as folders and a page.')] = 'llava',
+        help='Of examples: llava, images and conversations, as Qwen-VL-Series-Finetune and LLaMA-Factory read them; '
+             'samples, twenty diverse examples as folders and a page.')] = 'llava',
+    server: Annotated[str | None, _FOR] = None,
+    model: Base = None,
+    converter: Annotated[Path | None, typer.Option(
+        help="llama.cpp's convert_hf_to_gguf.py, for gguf and ollama; on the path when absent.")] = None,
+    outtype: Annotated[str, typer.Option(help='Numbers of a GGUF file: f16, bf16, q8_0 or f32.')] = 'f16',
 ):
-    "Write examples for other trainers, or for people."
+    "Write examples for other trainers, or for people; or a model for another server."
     from vlmtemporal.inspection import export_llava, write_samples
-    if format == 'samples': typer.echo(f'to look at: {write_samples(shards, out)}')
+    if server: typer.echo(_export_model(source, out, server, model, converter, outtype))
+    elif format == 'samples': typer.echo(f'to look at: {write_samples(source, out)}')
     elif format == 'llava':
-        for name, n in export_llava(shards, out).items(): typer.echo(f'{name}: {n} examples in {out/name}.json')
+        for name, n in export_llava(source, out).items(): typer.echo(f'{name}: {n} examples in {out/name}.json')
     else: raise BadInput(f'unknown format {format!r}', '--format', 'use llava or samples')
+
+def _export_model(adapter: Path, out: Path, server: str, model: str | None, converter: Path | None,
+                  outtype: str) -> str:
+    "Where it is, and how to go on."
+    from vlmtemporal.exports import export_model
+    done = export_model(str(adapter), out, server, model, converter, outtype)
+    return f'{done}: how to serve and ask it stands in {done/"README.md"}'
 
 # %% ../nbs/04j_cli.ipynb #f0c9f9a6
 @app.command()
@@ -735,6 +761,17 @@ def _asked(engine, spec):
     raise BadInput(f'the adapter was trained on {known.k} frames of clips of {describe_clips(known)}',
                    '--seconds, --fps, --k', 'leave them out, or ask the base with --adapter none')
 
+# %% ../nbs/04j_cli.ipynb #61df3738
+def _asked_model(model: str, adapter: str | None) -> Any:
+    "The model as `Engine` takes it. Raises `BadInput` for one that is served nowhere, or with an adapter from here."
+    from vlmtemporal.served import ServedModel, is_served
+    if not is_served(model): return model
+    if adapter not in (None, 'none'):
+        raise BadInput('has no adapters from here', model, 'serve each under a name of its own')
+    served = ServedModel(model)
+    typer.echo(f'{served.name}: {served.decoder.removeprefix("served, ")}', err=True) # it answers, or this raises
+    return served
+
 # %% ../nbs/04j_cli.ipynb #ac482291
 Out = Annotated[Path | None, typer.Option('--out', help=(
     'Of several videos: gets one JSON line a video. The same command again asks about those that are not in it; '
@@ -800,7 +837,7 @@ def _segments_text(found: dict) -> str:
 @app.command()
 def predict(
     videos: Videos,
-    model: Model = 'tiny',
+    model: Evaluated = 'tiny',
     adapter: Adapter = None,
     taxonomy: Words = None,
     start: Start = 0.,
@@ -821,7 +858,7 @@ def predict(
     trust = trusted == Trust.yes
     def load():
         from vlmtemporal.engine import Engine
-        engine = Engine(model, adapter, taxonomy)
+        engine = Engine(_asked_model(model, adapter), adapter, taxonomy)
         engine.spec = _asked(engine, _spec(None, None, seconds, fps, k, engine.spec))
         return engine
     def ask(engine, video, ticket=None, bar=None): return predicted(engine, video, start, trust, ticket)
@@ -891,7 +928,7 @@ def _analyze_all(videos: dict[Path, Path], lines: Any, question: Any, load: Call
 @app.command()
 def analyze(
     videos: Videos,
-    model: Model = 'tiny',
+    model: Evaluated = 'tiny',
     adapter: Adapter = None,
     taxonomy: Words = None,
     stride: Annotated[float, _number('--stride', .04, 10**6, 'Seconds between windows.')] = 1.,
@@ -920,7 +957,7 @@ def analyze(
     suffix, trust = _suffix(export) if export else '', trusted == Trust.yes
     def load():
         from vlmtemporal.engine import Engine
-        return Engine(model, adapter, taxonomy)
+        return Engine(_asked_model(model, adapter), adapter, taxonomy)
     video = _only(videos, out)
     if video is None:
         question = Question('analyze', dict(stride=stride, context=context), model, adapter, taxonomy)

@@ -25,10 +25,12 @@ from .clips import window_starts
 from .decode import DECODERS, Prediction, model_inputs
 from .frames import FrameSpec
 from .guard import Stop, prepare_decoding
+from .illustrations import ClipShown, answered_clip
 from .loading import LoadedModel, compute_dtype, load_model
 from .memory import free_memory, unpacked
 from .operations import Segment, get_taxonomy
 from .sampling import SampledClip, sample_clip
+from .served import VOTES, ServedModel, as_vote
 from .shards import Example
 from .sources import Limits, Video
 from .timeline import Timeline, TimelinePrior, join_windows, plot_timeline, video_windows
@@ -112,18 +114,21 @@ class _Model(_Places):
     def __init__(self, model, adapter, taxonomy, spec, queue: int, batch: int):
         super().__init__(queue)
         self._queue = Batches(self._inputs, self._predictions, batch)
-        found = resolve_adapter(adapter, model)
-        self.loaded = _load(model, found)
-        known = found or Adapter.of_merged(model)
+        self.served = model if isinstance(model, ServedModel) else None
+        found = None if self.served else resolve_adapter(adapter, model)
+        self.loaded: Any = self.served or _load(model, found)
+        known = None if self.served else found or Adapter.of_merged(model)
         self.taxonomy = known.taxonomy if known and not taxonomy else get_taxonomy(taxonomy or 'logistics')
         self.trained = known.spec if known else None
         self.spec = spec or self.trained or FrameSpec()
         self.prior = TimelinePrior.of(known) if known and known.taxonomy == self.taxonomy else None
         self.ready = False # after `warm_up`
     def _inputs(self, decoder: str, examples: list[Example]) -> Any:
+        if self.served: return None
         side = 'left' if decoder == 'generate' else 'right'
         return model_inputs(self.loaded, examples, self.taxonomy, side)
     def _predictions(self, decoder: str, examples: list[Example], inputs: Any, memory: dict) -> list[Prediction]:
+        if self.served: return [p for _, p in self.served.ask_all(examples, self.taxonomy)]
         kept = dict(memory=memory) if decoder == 'constrained' else {}
         return DECODERS[decoder](self.loaded, examples, self.taxonomy, inputs=inputs, **kept)
 
@@ -239,14 +244,15 @@ class _Following(_Reading):
             with _blamed(source.info.path, ticket, trusted): yield from video_windows(source, starts, spec)
         for some, found in self._answers(windows(), ticket):
             seen += some
-            answers += found
+            answers += [as_vote(p, self.taxonomy) for p in found] if self.served else found
             until = min(seen[-1] + spec.seconds, duration)
             so_far = replace(join_windows(self.taxonomy, source, spec, seen, answers), duration=until).timeline()
             yield Progress(len(seen), len(starts), until, duration, so_far)
         joined = join_windows(self.taxonomy, source, spec, seen, answers)
         raw = joined.timeline()
         best, took = joined.timeline(self.prior) if self.prior else raw, time.perf_counter() - begin
-        analysis = Analysis(best, raw, len(seen), took, source.info.notes)
+        notes = source.info.notes + ((VOTES,) if self.served else ())
+        analysis = Analysis(best, raw, len(seen), took, notes)
         yield Progress(len(seen), len(starts), duration, duration, raw, analysis)
     def follow(self,
         video: str | Path,
@@ -273,7 +279,7 @@ class Engine(_Following):
 
     Raises `BadInput` when the model or the adapter cannot be loaded, or do not belong together."""
     def __init__(self,
-        model: str | Path = 'tiny',
+        model: str | Path | ServedModel = 'tiny',
         adapter: Adapter | str | Path | None = None, # what `fit` wrote; 'none'; when absent the model's own, if any
         taxonomy: str | Path | None = None,          # a name or a taxonomy.yaml; the adapter's, else 'logistics'
         spec: FrameSpec | None = None,               # the adapter's, else the default
@@ -300,6 +306,13 @@ class Engine(_Following):
     ) -> Prediction:
         "`answer` about what `sample` chooses."
         return self.answer(self.sample(video, start, trusted), decoder)
+    def show(self,
+        video: str | Path,
+        start: float = 0., # seconds into the video
+    ) -> ClipShown:
+        "`predict` as a picture, with its words: the frames that were shown, and what was answered."
+        clip = self.sample(video, start)
+        return answered_clip(clip, self.answer(clip).answer, self.taxonomy)
     def analyze(self,
         video: str | Path,
         stride: float = 1.,                   # seconds between windows
