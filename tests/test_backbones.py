@@ -18,6 +18,7 @@ from vlmtemporal.loading import load_model
 from vlmtemporal.memory import budget
 from vlmtemporal.operations import LOGISTICS
 from vlmtemporal.shards import Shards
+from vlmtemporal.tower_file import frames_digest
 from vlmtemporal.trainer import TrainConfig, make_trainer, save_adapter
 
 TEXT = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
@@ -119,6 +120,7 @@ def test_a_family_is_loaded_trained_saved_reloaded_and_answers(family, checkpoin
     config = TrainConfig(max_steps=3, micro_batch=2, accumulation=1, learning_rate=1e-2, warmup=0, lora_dropout=0)
     trainer = make_trainer(loaded, data, tmp_path, config, rows=[0, 1])
     trainer.args.save_strategy = 'no' # the same two in every step
+    digests = [frames_digest(trainer.train_dataset[i]['images']) for i in (0, 1)]
     adapted = [n for n, p in loaded.model.named_parameters() if p.requires_grad]
     tower = loaded.tower
     assert adapted and all('lora_' in n and 'language_model' in n for n in adapted)
@@ -128,6 +130,8 @@ def test_a_family_is_loaded_trained_saved_reloaded_and_answers(family, checkpoin
     assert seen and not any(seen), 'the tower is not differentiated'
     losses = [h['loss'] for h in trainer.state.log_history if 'loss' in h]
     assert losses[-1] < losses[0] - .01, losses
+    file = trainer.tower_memory.file # of a tower that takes pictures' sizes, whatever else it gives
+    assert file is None if family == 'llava-next-video' else all(file.read(i, d) for i, d in enumerate(digests))
 
     save_adapter(loaded, tmp_path/'adapter', data, dict(steps=3))
     again = load_model(model, tmp_path/'adapter')

@@ -204,12 +204,13 @@ def _terminating(process: subprocess.Popen, asked: threading.Event) -> Iterator[
 def run_command(
     arguments: Sequence[object],        # of `vlmtemporal`
     say: Callable[[str], None] = print, # gets every line
+    **environment: str,                 # more variables for it
 ) -> list[str]:                         # the lines
     """Run the command line in a process of its own. What it complains of is raised as `BadInput` or `VLMTemporalError`;
     one that was told to stop, and did, is no error."""
     command = [sys.executable, '-P', '-m', 'vlmtemporal.cli', *map(str, arguments)] # -P: not what lies in this folder
-    process = subprocess.Popen(command, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                               errors='replace', start_new_session=True)
+    process = subprocess.Popen(command, env=_environment() | environment, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True, errors='replace', start_new_session=True)
     asked = threading.Event()
     with _terminating(process, asked):
         said = _passing_on(process, say, asked)

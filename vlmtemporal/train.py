@@ -29,7 +29,8 @@ from .prompts import answer_text
 from .publishing import merge, model_card, publish # noqa: F401, for others
 from .runtime import Runtime
 from .shards import Shards, find_split, verify
-from .trainer import (TrainConfig, check_run, guard_trainer, make_trainer, rank, run_memory,
+from .tower_file import SCRATCH
+from .trainer import (TrainConfig, check_run, guard_trainer, make_trainer, rank,
                                  save_adapter, stop_on_sigterm, train_config, world) # noqa: F401, for others
 from .watching import (Observe, Watch, catch_up, check_watching, chosen_weights, curve_of, plot_loss,
                                   remarks, watch_callback, with_live_plot)
@@ -280,8 +281,7 @@ def fit(
     checkpoint = _prepare(out, data, model, config, resume, observe)
     set_seed(config.seed)
     loaded = load_model(model)
-    memory = run_memory(config, data, out)
-    trainer = make_trainer(loaded, data, out, config, stop, begin=start, memory=memory)
+    trainer = make_trainer(loaded, data, out, config, stop, begin=start)
     float32_modules = _guarded(trainer)
     def save(path: Path, best: dict): # the adapter as it is
         save_adapter(loaded, path, data, _training(config, data, best['step'], best=best), float32_modules)
@@ -291,7 +291,7 @@ def fit(
     state, history = trainer.state, curve_of(trainer.state)
     best = _finish(watch, data, history, float32_modules) if done and not rank() else None
     if not rank(): write_json(out/'history.json', history)
-    if memory and done and not rank(): memory.remove()
+    if trainer.tower_memory and done and not rank(): trainer.tower_memory.remove()
     trainer.accelerator.end_training() # several processes part in good order
     return Run(str(out/'adapter') if done else None, model_name(model), state.global_step, time.time() - begin,
                checkpoint_step(checkpoint) if checkpoint else 0, history, state.max_steps, stop.is_set(),
@@ -413,7 +413,9 @@ def _trained(place: Runtime, before: Progress, shards: Shards, model: str, confi
     "How far the run comes in this session. The status is left behind whatever happens."
     command = ['train', shards.path, before.path, '--model', model, '--resume', '--processes', processes]
     _leave_status(place, before)
-    try: run_command([*command, *_settings(config)], with_live_plot(before.path, say))
+    saved = place.kind == 'kaggle' and SCRATCH not in os.environ # what lies in the working folder stays for ever
+    outside = {SCRATCH: str(place.scratch)} if saved else {}
+    try: run_command([*command, *_settings(config)], with_live_plot(before.path, say), **outside)
     finally:
         reached = progress_of(before.path, config)
         _leave_status(place, reached)

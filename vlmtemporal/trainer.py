@@ -432,11 +432,12 @@ def forget_checkpoints(
 def run_memory(
     config: TrainConfig,
     shards: Shards,
-    out: str | Path,       # the folder of the run
-) -> TowerMemory | None:   # None where nothing comes a second time
+    out: str | Path,               # the folder of the run
+    rows: list[int] | None = None, # that are trained on; all when absent
+) -> TowerMemory | None:           # None where nothing comes a second time
     "What remembers a tower's output in this run."
-    steps = config.max_steps*config.micro_batch*config.accumulation # examples
-    again = config.epochs > 1 if config.max_steps < 0 else steps > len(shards)
+    examples = config.max_steps*config.micro_batch*config.accumulation
+    again = config.epochs > 1 if config.max_steps < 0 else examples > len(shards if rows is None else rows)
     return TowerMemory(tower_path(out), shards, config.tower_cache*1e9) if again and not config.augment else None
 
 def _remembering(memory: TowerMemory, trainer: Any, loaded: LoadedModel, keep: int):
@@ -467,6 +468,7 @@ def _trainer_class(shards: Shards, out: Path, config: TrainConfig, memory: Tower
     class Trainer(SFTTrainer):
         rows: list = []
         data_collator: Any
+        tower_memory = memory
         def create_scheduler(self, num_training_steps, optimizer=None):
             self.args.warmup_steps = warmup_steps(config.warmup, num_training_steps)
             return super().create_scheduler(num_training_steps, optimizer)
@@ -542,7 +544,6 @@ def make_trainer(
     stop: threading.Event | None = None, # set it, and the trainer saves and stops at the end of the step
     rows: list[int] | None = None,       # train on these examples only
     begin: float | None = None,          # when `max_hours` began to count, by `time.monotonic`; now, when absent
-    memory: TowerMemory | None = None,   # of what the tower makes of each example
 ):
     "A TRL `SFTTrainer` over the shards, ready to train on this machine."
     import torch
@@ -551,6 +552,7 @@ def make_trainer(
     lora = LoraConfig(r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout,
                       task_type='CAUSAL_LM', target_modules=loaded.backbone.lora_targets)
     looks = Looks(config.seed, config.augment)
+    memory = run_memory(config, shards, out, rows)
     stopper = _stopper(config.max_hours, stop or threading.Event(), begin or time.monotonic())
     trainer = _trainer_class(shards, out, config, memory)(
         model=loaded.model, args=_arguments(config, out), train_dataset=training_set(shards, rows, looks),
