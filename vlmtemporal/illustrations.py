@@ -102,9 +102,9 @@ def _clip_text(shown: ClipShown) -> str:
 def _clip_caption(shown: ClipShown) -> str:
     clip, (_, said, *_rest) = shown.clip, shown.answers.values()
     right = said is not None and said.dominant_operation == clip.answer.dominant_operation
-    what = f'the {len(shown.frames)} frames that the model saw' if shown.frames else 'its frames are not at hand'
-    return (f'The first clip, {clip.n_frames/clip.fps:g} s of {clip.session}: {what}, and below what is true and what '
-            f'was answered. Here the model is {"right" if right else "wrong"} about the operation.')
+    what = f': the {len(shown.frames)} frames that the model saw' if shown.frames else ', whose frames are not at hand'
+    return (f'The first clip, {clip.n_frames/clip.fps:g} s of {clip.session}{what}; below, what is true and what was '
+            f'answered. Here the model is {"right" if right else "wrong"} about the operation.')
 
 # %% ../nbs/03ea_illustrations.ipynb #12890496
 def _draw_answer(ax, y: int, a: Answer | None, shown: ClipShown) -> None:
