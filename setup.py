@@ -18,6 +18,7 @@ setup(
     python_requires=f">={cfg['min_python']}", install_requires=lines('requirements'),
     extras_require={'dev': lines('dev_requirements'), 'labels': lines('labels_requirements'),
                     'kaggle': lines('kaggle_requirements'), 'serve': lines('serve_requirements'),
+                    'ray': lines('ray_requirements'), 'remote': lines('remote_requirements'),
                     'openai': lines('openai_requirements')},
     entry_points={'console_scripts': lines('console_scripts')},
 )

@@ -8,31 +8,34 @@ __all__ = ['Built', 'build']
 # %% ../nbs/01_dataset.ipynb #312bc790
 import os, shutil, zipfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from . import __version__
 from vlmtemporal.basics import (
-    BadInput, atomic_dir, atomic_path, check_number, hold_alone, json_hash, read_json, rng, writing,
+    BadInput, VLMTemporalError, atomic_dir, check_number, hold_alone, json_hash, read_json, rng, writing,
 )
 from .clips import (HARD_JITTER, KINDS, Clip, check_kinds, inner_boundaries, lost,
                                session_clips)
+from .cluster import cluster
 from .frames import FrameSpec, cut_frames, whole_clips
+from .merging import Sizes, merged, part_sizes, make_shard, shard_jobs
 from .operations import Grammar, fill_gaps
 from .recordings import default_spec, folder_of, get_split, protocol_of, sessions
+from .remote_files import address, names_in, place_of, plain, remove, told, url_of, written
 from .sessions import SPLIT_NAMES, Session, fitted, person
-from .shards import Shards, jpeg, note_sessions, pack, source_hash, write_shards
+from .shards import (Shards, finished_index, jpeg, note_sessions, pack, source_hash, write_index,
+                                write_shards)
 from .sources import Recounted
-from .video import open_video
 from .workers import spread
 
 # %% ../nbs/01_dataset.ipynb #f1fff59f
 @dataclass(frozen=True)
 class _Settings:
     "What a data set is made with. Raises `BadInput` for what cannot be built."
-    root: Path
-    out: Path
+    root: Path             # or what pathlib makes of a URL
+    out: Path              # or what pathlib makes of a URL
     spec: FrameSpec
     seed: int
     kinds: tuple[str, ...]
@@ -41,6 +44,11 @@ class _Settings:
     max_clips: int | None  # examples a split
     max_bytes: int         # of a shard
     trusted: bool          # are the recordings?
+    counted: tuple[str, ...] = () # recordings that were found damaged, to be decoded as a whole first
+    @property
+    def url(self) -> str | None:
+        "Of `out`; None for a folder here."
+        return address(self.out)
     def __post_init__(self):
         check_number(self.hard_jitter, '--hard-jitter', 0, 2)
         if self.max_clips is not None: check_number(self.max_clips, '--max-clips', 1, 10**9, whole=True)
@@ -65,6 +73,7 @@ class _SessionPlan:
     lacking: list[str]  # ids of those that it does not
     notes: tuple[str, ...] = () # what is wrong with the recording
     seconds: float = 0.         # that it covers
+    digest: str = ''            # `source_hash` of the recording
     def describe_lack(self) -> str:
         "One sentence for a session of which no clip can be cut."
         s, ids = self.session, self.lacking
@@ -73,18 +82,25 @@ class _SessionPlan:
         return f'{s.key}: all {len(ids)} clips ({ids[0]} to {ids[-1]}) lack frames, {covers}'
 
 # %% ../nbs/01_dataset.ipynb #a55b9128
-def _plan_session(session: Session, settings: _Settings) -> _SessionPlan:
-    "Find the clips that the annotation asks for and the recording shows."
+def _here(session: Session, url: str | None) -> Session:
+    "The session with its recording's place on this machine."
+    return replace(session, source=place_of(url)) if url else session
+
+def _plan_session(session: Session, url: str | None, settings: _Settings, done: Callable) -> _SessionPlan:
+    "Find the clips that the annotation asks for and the recording shows; `url`: where that is, when it is not here."
     def clips(seconds: float | None) -> list[Clip]:
         return session_clips(session, seconds, settings.seed, settings.kinds, settings.hard_jitter, settings.spec)
     if session.source is None: return _SessionPlan(session, [], [c.id for c in clips(None)])
-    video = session.open(settings.trusted)
+    there = _here(session, url)
+    video = there.open(settings.trusted, whole=str(there.source) in settings.counted)
     session = fitted(session, video.info.duration)
     asked = clips(max(video.info.duration, session.segments[-1].end))
     shown = [c for c, _ in whole_clips(video, asked, settings.spec)]
     ids = {c.id for c in shown}
     lacking, info = [c.id for c in asked if c.id not in ids], video.info
-    return _SessionPlan(session, shown, lacking, (*session.notes, *info.notes), info.duration)
+    digest = source_hash(there.source) if there.source else ''
+    done(1)
+    return _SessionPlan(session, shown, lacking, (*session.notes, *info.notes), info.duration, digest)
 
 # %% ../nbs/01_dataset.ipynb #f7dddd5e
 @dataclass(frozen=True)
@@ -94,45 +110,37 @@ class _Part:
     clips: list[Clip]
     split: str
     settings: _Settings
+    digest: str       # of the recording
+    url: str | None   # of the recording
     @property
     def path(self) -> Path:
         "Where it is written."
         s, how = self.session, self.settings
-        assert s.source is not None
-        name = json_hash([__version__, [c.to_dict() for c in self.clips], source_hash(s.source), s.start,
+        name = json_hash([__version__, [c.to_dict() for c in self.clips], self.digest, s.start,
                           how.spec.to_dict(), how.seed, how.boost_boundaries, self.split])
         return how.out/'.parts'/f'{s.key}-{name[:24]}.zip'
 
 # %% ../nbs/01_dataset.ipynb #a14b8797
-def _make_part(part: _Part, path: Path, done: Callable):
+def _make_part(part: _Part, path: Path, done: Callable) -> Sizes:
     "Write the examples of one session into a zip file, whole or not at all; `done` hears of each."
-    session, settings = part.session, part.settings
+    session, settings = _here(part.session, part.url), part.settings
     known = {c.id: inner_boundaries(session, c) for c in part.clips} if settings.boost_boundaries else None
     frames_of_clips = cut_frames(session.open(settings.trusted), part.clips, settings.spec, settings.seed, known,
-                                 part.split, settings.out/'scores')
+                                 part.split, None if settings.url else settings.out/'scores')
     jpegs: dict[int, bytes] = {} # the latest
-    asked = {c.id for c in part.clips}
-    with atomic_path(path) as tmp, zipfile.ZipFile(tmp, 'w') as archive:
+    sizes: Sizes = {}
+    with written(path) as tmp, zipfile.ZipFile(tmp, 'w') as archive:
         for clip, indices, frames in frames_of_clips:
             for number, picture in frames:
                 if number not in jpegs: jpegs[number] = jpeg(picture)
             members = pack([jpegs[number] for number, _ in frames], indices, clip)
             for name, data in members.items(): archive.writestr(f'{clip.id}.{name}', data)
             for number in list(jpegs)[:-100]: del jpegs[number]
-            asked.discard(clip.id)
+            sizes[clip.id] = [(name, len(data)) for name, data in members.items()]
             done(1)
-        if asked: raise Recounted(f'does not show {len(asked)} clips that its container lists', session.source)
-
-# %% ../nbs/01_dataset.ipynb #63e6ba80
-def _merged(parts: list[Path]) -> Iterator[tuple[str, dict[str, bytes]]]:
-    "Yield `(key, members)` of all parts, by key."
-    with ExitStack() as stack:
-        members: dict[str, list] = {}
-        for path in parts:
-            archive = stack.enter_context(zipfile.ZipFile(path))
-            for name in archive.namelist(): members.setdefault(name.split('.', 1)[0], []).append((archive, name))
-        for key in sorted(members):
-            yield key, {name.split('.', 1)[1]: archive.read(name) for archive, name in members[key]}
+        hidden = len({c.id for c in part.clips} - sizes.keys())
+        if hidden: raise Recounted(f'does not show {hidden} clips that its container lists', session.source)
+    return sizes
 
 # %% ../nbs/01_dataset.ipynb #dc075481
 @dataclass(frozen=True)
@@ -175,18 +183,26 @@ def _choose_clips(split: str, plans: list[_SessionPlan], settings: _Settings) ->
 # %% ../nbs/01_dataset.ipynb #0ef37a8d
 def _place(path: Path, root: Path) -> str:
     "A source's name in the index: from the root's folder, or where it is when it lies elsewhere."
-    folder = folder_of(root)
+    folder, url = folder_of(root), url_of(path)
+    if url: return told(url.removeprefix((url_of(folder/'_') or ' ')[:-1]))
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.resolve().as_posix()
+
+def _sources(plans: list[_SessionPlan], root: Path) -> dict[str, str]:
+    "What the sessions were read from: name in the index -> hash."
+    hashes = {}
+    for s, digest in ((plan.session, plan.digest) for plan in plans):
+        hashes[_place(s.annotation, root)] = source_hash(s.annotation)
+        if s.source: hashes[_place(s.source, root)] = digest
+    return hashes
 
 def _describe(split: str, plans: list[_SessionPlan], paths: list[Path], settings: _Settings) -> dict:
     "What the index shall say."
     found = [plan.session for plan in plans]
-    files = [p for s in found for p in (s.annotation, s.source) if p]
     about = dict(taxonomy=found[0].taxonomy.stored(), frames=settings.spec.to_dict(),
                  boost_boundaries=settings.boost_boundaries, seed=settings.seed,
                  kinds=[k for k in KINDS if k in settings.kinds], hard_jitter=settings.hard_jitter,
                  people=sorted({person(s.subject) for s in found}),
-                 sources={_place(p, settings.root): source_hash(p) for p in files},
+                 sources=_sources(plans, settings.root),
                  lacking={plan.session.key: plan.lacking for plan in plans if plan.lacking})
     notes = {plan.session.key: list(plan.notes) for plan in plans if plan.notes}
     if notes: about['notes'] = notes
@@ -207,20 +223,21 @@ def _teaching(found: list[Session], root: Path) -> dict:
     return dict(grammar=grammar.to_dict(), **generator)
 
 # %% ../nbs/01_dataset.ipynb #cec82e04
-def _plan_split(split: str, found: list[Session], settings: _Settings) -> _SplitPlan:
-    "Find the clips, name the parts, say what the index will say."
-    plans = [_plan_session(s, settings) for s in found]
+def _plan_split(split: str, found: list[Session], plans: list[_SessionPlan], settings: _Settings) -> _SplitPlan:
+    "Choose the clips, name the parts, say what the index will say."
     chosen = _choose_clips(split, plans, settings)
     parts = []
-    for plan in plans:
+    for s, plan in zip(found, plans, strict=True):
         clips = [c for c in plan.clips if c.id in chosen]
-        if clips: parts.append(_Part(plan.session, clips, split, settings))
+        url = url_of(s.source) if s.source else None
+        if clips: parts.append(_Part(plan.session, clips, split, settings, plan.digest, url))
     placed = [(part, part.path) for part in parts]
     about = _describe(split, plans, [path for _, path in placed], settings)
     if split == 'train': about |= _teaching(found, settings.root)
     asked = sum(len(plan.clips) + len(plan.lacking) for plan in plans)
     notes = {s.key: s.notes for s in found if s.notes}
-    built = Built(split, len(found), asked, len(chosen), str(settings.out/split), about['lacking'], notes)
+    place = f'{settings.url}/{split}' if settings.url else str(settings.out/split)
+    built = Built(split, len(found), asked, len(chosen), place, about['lacking'], notes)
     return _SplitPlan(placed, about, built)
 
 # %% ../nbs/01_dataset.ipynb #9998dc41
@@ -233,44 +250,102 @@ def _sweep(out: Path):
 
 # %% ../nbs/01_dataset.ipynb #cafe2a53
 @contextmanager
-def _alone(out: Path):
+def _alone(out: Path, url: str | None):
     "Have the folder alone, swept; `CannotWrite` when the disk is full."
+    if url: out = place_of(f'{url}/index.json').parent
     with writing(out, 'what is finished is kept'):
         out.mkdir(parents=True, exist_ok=True)
         handle = os.open(out, os.O_RDONLY)
         try:
             if not hold_alone(handle):
-                raise BadInput('another build is writing here', out, 'wait for it, or choose another folder')
+                raise BadInput('another build is writing here', told(url) if url else out,
+                               'wait for it, or choose another folder')
             _sweep(out)
             yield
         finally: os.close(handle)
 
+# %% ../nbs/01_dataset.ipynb #06a99600
+def _run_here(f: Callable, jobs: list[tuple], desc: str, total: int) -> list:
+    "The jobs, one after the other, without a bar."
+    return [f(*job, lambda n: None) for job in jobs]
+
+@dataclass(frozen=True)
+class _Engine:
+    "What a build works with."
+    plan: Callable    # runs the planning of sessions
+    run: Callable     # runs all other jobs
+    is_far: bool      # are shards made by jobs, too?
+
+@contextmanager
+def _engine(name: str, address: str | None, workers: int, settings: _Settings) -> Iterator[_Engine]:
+    "The engine of this name; raises `BadInput` for one that is unknown or not installed."
+    if name not in ('local', 'ray'): raise BadInput(f'unknown engine {name!r}', '--engine', 'use local or ray')
+    if address and name == 'local':
+        raise BadInput('is for --engine ray', '--address', 'add it, or leave the address out')
+    here = lambda f, jobs, desc, total: spread(f, jobs, workers, desc, total)
+    with cluster(address, workers) if name == 'ray' else nullcontext() as far:
+        yield _Engine(far or _run_here, far or here, bool(far or settings.url))
+
 # %% ../nbs/01_dataset.ipynb #3172550d
-def _write(plans: list[_SplitPlan], settings: _Settings, workers: int):
-    "Make the parts that are not there, then the shards."
-    todo = [(part, path) for plan in plans for part, path in plan.parts if not path.exists()]
+def _write_parts(plans: list[_SplitPlan], settings: _Settings, engine: _Engine) -> dict[Path, Sizes]:
+    "Make the parts that are not there; what each holds, of those that were made."
+    there = names_in(settings.out/'.parts')
+    todo = [(part, path) for plan in plans for part, path in plan.parts if path.name not in there]
     todo.sort(key=lambda job: -len(job[0].clips))
-    spread(_make_part, todo, workers, 'building', sum(len(part.clips) for part, _ in todo))
+    made = engine.run(_make_part, todo, 'building', sum(len(part.clips) for part, _ in todo))
+    lost = [path for _, path in todo if not settings.url and not path.exists()]
+    if lost: raise VLMTemporalError(f'{lost[0].parent}: the machines of the cluster wrote elsewhere; give a folder '
+                                    'that all of them share, or s3://, gs:// or hf://')
+    return {path: sizes for (_, path), sizes in zip(todo, made, strict=True)}
+
+# %% ../nbs/01_dataset.ipynb #334a1d71
+@contextmanager
+def _split_folder(plan: _SplitPlan, settings: _Settings) -> Iterator[Path]:
+    "Where the shards of a split are written; until it has its index again, what is at a URL is no data set."
+    if not settings.url:
+        with atomic_dir(plan.built.path) as tmp: yield tmp
+        return
+    remove(f'{plan.built.path}/index.json')
+    yield Path(plan.built.path)
+
+def _write_far(plan: _SplitPlan, settings: _Settings, engine: _Engine, made: dict[Path, Sizes]):
+    "The shards of a split as jobs, then its index."
+    old = [(path,) for _, path in plan.parts if path not in made]
+    sizes = made | dict(zip((path for path, in old), engine.run(part_sizes, old, 'reading', len(old)), strict=True))
+    with _split_folder(plan, settings) as folder:
+        jobs = shard_jobs(folder, [(path, sizes[path]) for _, path in plan.parts], settings.max_bytes)
+        rows = engine.run(make_shard, jobs, 'merging', len(jobs))
+        if settings.url:
+            for name in names_in(folder) - {row['name'] for row in rows}: remove(f'{plan.built.path}/{name}')
+        write_index(folder, finished_index(plan.about, rows))
+
+def _write(plans: list[_SplitPlan], settings: _Settings, engine: _Engine):
+    "Make the parts that are not there, then the shards."
+    made = _write_parts(plans, settings, engine)
     for plan in plans:
-        with atomic_dir(plan.built.path) as tmp:
-            write_shards(tmp, _merged([path for _, path in plan.parts]), plan.about, settings.max_bytes)
+        if engine.is_far: _write_far(plan, settings, engine, made)
+        else:
+            parts = [(path, [c.id for c in part.clips]) for part, path in plan.parts]
+            with atomic_dir(plan.built.path) as tmp: write_shards(tmp, merged(parts), plan.about, settings.max_bytes)
 
 # %% ../nbs/01_dataset.ipynb #f771bd2c
-def _plans(sides: dict[str, list[Session]], settings: _Settings) -> list[_SplitPlan]:
-    return [_plan_split(name, found, settings) for name, found in sides.items()]
+def _plans(sides: dict[str, list[Session]], settings: _Settings, engine: _Engine) -> list[_SplitPlan]:
+    "A plan for each split."
+    jobs = [(s, url_of(s.source) if s.source else None, settings) for found in sides.values() for s in found]
+    planned = iter(engine.plan(_plan_session, jobs, 'planning', len(jobs)))
+    return [_plan_split(name, found, [next(planned) for _ in found], settings) for name, found in sides.items()]
 
-def _written(again: Callable, plans: list[_SplitPlan], settings: _Settings, workers: int) -> list[_SplitPlan]:
-    "Write what is planned; `again` plans it anew. Returns the plans that were written."
-    counted = set()
+def _written(sides: dict[str, list[Session]], plans: list[_SplitPlan], settings: _Settings,
+             engine: _Engine) -> list[_SplitPlan]:
+    "Write what is planned, planning it anew where a recording turns out to be damaged. Returns what was written."
     while True:
         try:
-            _write([plan for plan in plans if not plan.is_built], settings, workers)
+            _write([plan for plan in plans if not plan.is_built], settings, engine)
             return plans
         except Recounted as e:
-            if e.where in counted: raise
-            counted.add(e.where)
-            open_video(str(e.where), whole=True, trusted=settings.trusted)
-            plans = again()
+            if str(e.where) in settings.counted: raise
+            settings = replace(settings, counted=(*settings.counted, str(e.where)))
+            plans = _plans(sides, settings, engine)
 
 # %% ../nbs/01_dataset.ipynb #108a7891
 def _sides(found: list[Session], split: str, protocol: str | None, root: Path) -> dict[str, list[Session]]:
@@ -283,6 +358,13 @@ def _sides(found: list[Session], split: str, protocol: str | None, root: Path) -
     if chosen: return chosen
     raise BadInput(f'holds no subject of {split} in the protocol {protocol!r}', root,
                    f'it has {", ".join(subjects)}; try another --protocol')
+
+# %% ../nbs/01_dataset.ipynb #07b074ff
+def _tidy(settings: _Settings):
+    "Leave what is to stay."
+    if settings.url: return remove(f'{settings.url}/.parts')
+    note_sessions(settings.out, settings.root)
+    shutil.rmtree(settings.out/'.parts', ignore_errors=True)
 
 # %% ../nbs/01_dataset.ipynb #d8975b72
 def build(
@@ -300,6 +382,8 @@ def build(
     hard_jitter: float = HARD_JITTER, # seconds that a boundary of Tape and Pack may be off its place in a clip
     max_bytes: int = 200*10**6,    # size at which a shard is closed
     trusted: bool = True,          # False: recordings are decoded in child processes, where they can do no harm
+    engine: str = 'local',         # or 'ray': sessions, and then shards, are tasks of a cluster
+    address: str | None = None,    # of the cluster; None: one is started here, with as many cores as workers
 ) -> list[Built]:
     """Cut, sample and store every clip; a folder of shards a split. What is there is kept. Scores go to `out/scores`.
 
@@ -307,12 +391,12 @@ def build(
     `CannotWrite` when the disk is full, and `VLMTemporalError` when a worker was killed."""
     _check_split(split, boost_boundaries)
     check_number(workers, '--workers', 1, 1024, whole=True)
-    settings = _Settings(Path(root), Path(out), spec or default_spec(root), seed, kinds, hard_jitter,
+    settings = _Settings(plain(root), plain(out), spec or default_spec(root), seed, kinds, hard_jitter,
                          boost_boundaries, max_clips, max_bytes, trusted)
-    sides = _sides(sessions(root), split, protocol, settings.root)
-    plans = _plans(sides, settings)
-    with _alone(settings.out):
-        plans = _written(lambda: _plans(sides, settings), plans, settings, workers)
-        note_sessions(settings.out, settings.root)
-        shutil.rmtree(settings.out/'.parts', ignore_errors=True)
+    sides = _sides(sessions(root, fetch=False), split, protocol, settings.root)
+    with _engine(engine, address, workers, settings) as working:
+        plans = _plans(sides, settings, working)
+        with _alone(settings.out, settings.url):
+            plans = _written(sides, plans, settings, working)
+            _tidy(settings)
     return [plan.built for plan in plans]

@@ -26,6 +26,7 @@ from .openpack import default_protocol, get_split as openpack_split
 from .openpack import session_of as openpack_session_of, sessions as openpack_sessions
 from .operations import (BUILT_IN, Operation, Segment, Taxonomy, YamlSource, check_keys, get_taxonomy,
                                     name_key, read_yaml)
+from .remote_files import address, at_hand, place_of, plain, url_of
 from .sessions import (BEYOND, OVERLAPS, SPLIT_NAMES, Resolved, Session, by_turns, check_rule, check_split,
                                   fitted, lacking_labels, resolve, shared_people_warning)
 from .sources import VideoInfo
@@ -180,15 +181,20 @@ class Project:
         return all(people) and all(name in people for side in self.split.values() for name in side)
     @classmethod
     def load(cls, path: str | Path) -> 'Project':
-        "Read a recordings.yaml, or the one in a folder. Raises `BadInput`, with the line, for what is none."
-        path = Path(path)/FILE if Path(path).is_dir() else Path(path)
+        "Read a recordings.yaml, the one in a folder, or at a URL. Raises `BadInput`, with the line, for what is none."
+        url = address(path)
+        path = at_hand(_place_of_project(url)) if url else plain(path)
+        path = path/FILE if path.is_dir() else path
         value, source = read_yaml(path, 'list the recordings under `recordings:`')
         return _project(value, source, path)
     def sessions(self,
         subjects: Sequence[str] = (), # only these; all when empty
+        fetch: bool = True,           # recordings at URLs now; else when they are opened
     ) -> list[Session]:
         "All sessions, by subject and id. Raises `BadInput`, with file and line, for labels that cannot be used."
-        return _sessions(self, subjects)
+        found = _sessions(self, subjects)
+        for s in (s for s in found if fetch and s.source): at_hand(s.source or '')
+        return found
     def people(self, sides: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
         "Who is on each side of a split, as far as it is known."
         who = {r.id: r.subject for r in self.recordings}
@@ -211,9 +217,10 @@ def _vocabulary(value: Any, folder: Path, source: YamlSource) -> tuple[str, Taxo
     "The taxonomy as the file names it, and what it is. Raises `BadInput`."
     name = _text(value, ('taxonomy',), source)
     if name in BUILT_IN: return name, BUILT_IN[name]
-    if not (folder/name).is_file():
+    path = _found(folder, name)
+    if path is None or not at_hand(path).is_file():
         raise source.error(('taxonomy',), f'there is no file {name}', f'name a file, or {" or ".join(BUILT_IN)}')
-    return name, get_taxonomy(folder/name)
+    return name, get_taxonomy(path)
 
 # %% ../nbs/01h_recordings.ipynb #9a90537d
 _OF_PROJECT = 'taxonomy', 'overlaps', 'clips', 'split', 'recordings'
@@ -249,8 +256,19 @@ def propose_split(
     return {side: tuple(some) for side, some in split.items() if some}
 
 # %% ../nbs/01h_recordings.ipynb #f0975852
+def _place_of_project(url: str) -> Path:
+    "Where the recordings.yaml of a URL, or of a folder at a URL, is kept."
+    return place_of(url if url.endswith(('.yaml', '.yml')) else f'{url}/{FILE}')
+
+def _url_of_name(folder: Path, name: str) -> str | None:
+    "The URL that a name of a recordings.yaml is, by itself or because the file lies at one; None for a file here."
+    base = url_of(folder/'_')
+    return address(name) or (base[:-1] + name if base else None)
+
 def _found(folder: Path, name: str) -> Path | None:
-    "The file of that name, whichever way Unicode's letters are written; None when there is none."
+    "The file of that name, whichever way Unicode's letters are written; None when there is none. URLs are not asked."
+    url = _url_of_name(folder, name)
+    if url: return place_of(url)
     forms = (name, *(unicodedata.normalize(form, name) for form in ('NFC', 'NFD')))
     try: return next((folder/form for form in forms if (folder/form).exists()), None)
     except OSError: return None # a name that no file can have
@@ -316,7 +334,7 @@ def _info(video: Path) -> VideoInfo:
     "What a video holds, its warnings left to who decodes it."
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', VLMTemporalWarning)
-        return open_video(video).info
+        return open_video(at_hand(video)).info
 
 # %% ../nbs/01h_recordings.ipynb #f46b96c0
 def _segment(row: Label, offset: float, taxonomy: Taxonomy) -> Segment:
@@ -358,6 +376,7 @@ class _Files:
         path = _found(self.project.folder, r.labels)
         if path is None:
             raise BadInput(f'there is no labels file {r.labels}', r.where, 'mend the path, or take the entry out')
+        at_hand(path)
         how = str(path), r.format, r.fps, json.dumps(r.columns), r.track
         if how not in self._read: self._read[how] = _Contents(_counting(path, r))
         return self._read[how]
@@ -405,22 +424,27 @@ def _sessions(project: Project, subjects: Sequence[str]) -> list[Session]:
 
 # %% ../nbs/01h_recordings.ipynb #b4ce912a
 def project_of(root: str | Path) -> Project | None:
-    "The project at `root`; None when there is none. Raises `BadInput` for a file that is none."
-    root = Path(root)
+    "The project at `root`; None when there is none. Raises `BadInput` for a file that is none, and a URL without one."
+    if address(root): return Project.load(root)
+    root = plain(root)
     if root.is_file() and root.suffix.lower() in ('.yaml', '.yml') or (root/FILE).is_file(): return Project.load(root)
     return None
 
 def folder_of(root: str | Path) -> Path:
-    "Where the files of a root are."
+    "Where the files of a root are; of a URL, where they are kept."
+    url = address(root)
+    if url: return _place_of_project(url).parent
     return Path(root).parent if Path(root).is_file() else Path(root)
 
 def sessions(
     root: str | Path,                        # a project, or a folder with subjects in OpenPack's layout
     subjects: Sequence[str] | None = None,   # only these
+    fetch: bool = True,                      # recordings at URLs now; else when they are opened
 ) -> list[Session]:
     "All sessions of `root`, by subject and session. Raises `BadInput` when there is none, or one cannot be read."
     project = project_of(root)
-    if project: return project.sessions(tuple(subjects or ()))
+    if project: return project.sessions(tuple(subjects or ()), fetch)
+    root = plain(root)
     try: return openpack_sessions(root, tuple(subjects) if subjects else None)
     except BadInput as e:
         if e.what != 'holds no session': raise

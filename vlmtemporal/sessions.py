@@ -15,6 +15,7 @@ from pathlib import Path
 
 from .basics import BadInput, shown
 from .operations import Segment, Taxonomy
+from .remote_files import at_hand
 from .video import Video, open_video
 
 # %% ../nbs/01b_sessions.ipynb #9d404303
@@ -38,10 +39,11 @@ class Session:
         return self.id if self.subject == self.id else f'{self.subject}-{self.id}'
     def open(self,
         trusted: bool = True, # False: it is decoded in a child process
+        whole: bool = False,  # decode all of it now, to know what is damaged
     ) -> Video:
-        "Its recording; raises `BadInput` when it has none."
+        "Its recording, fetched where it lies at a URL; raises `BadInput` when it has none."
         if self.source is None: raise BadInput('the session has no frames', self.key, 'add its recording')
-        return open_video(self.source, trusted=trusted)
+        return open_video(at_hand(self.source), whole=whole, trusted=trusted)
 
 # %% ../nbs/01b_sessions.ipynb #7269bfe1
 BEYOND = 1. # seconds
