@@ -61,8 +61,8 @@ Workers = Annotated[int | None, _count('--workers', 1, 1024, 'Processes that wor
 
 # %% ../nbs/04j_cli.ipynb #c52976f1
 Root = Annotated[Path, typer.Argument(help="A folder with a recordings.yaml (see `init`), or OpenPack's layout.")]
-Built = Annotated[Path, typer.Argument(help='What `build` wrote.')]
-BuiltOrSplit = Annotated[Path, typer.Argument(help='What `build` wrote, or one split of it.')]
+Built = Annotated[Path, typer.Argument(help='What `build` wrote, or its URL.')]
+BuiltOrSplit = Annotated[Path, typer.Argument(help='What `build` wrote, or one split of it; or its URL.')]
 Video = Annotated[Path, typer.Argument(help='Video file, or folder of frames.')]
 Videos = Annotated[list[Path], typer.Argument(
     metavar='VIDEO...', help='Video files, folders of frames, folders of videos.')]
@@ -311,22 +311,31 @@ def build(
     )] = 1.,
     trusted: Trusted = Trust.yes,
     workers: Workers = None,
+    engine: Annotated[str, typer.Option(
+        help="local: this machine's cores; ray: sessions and shards are tasks of a Ray cluster, whose machines all see "
+             'ROOT and OUT.')] = 'local',
+    address: Annotated[str | None, typer.Option(
+        help="With --engine ray: a cluster's HOST:PORT, ray://HOST:PORT or auto; one is started when absent.")] = None,
     seed: Seed = 0,
 ):
     """Cut sessions into clips, choose their frames, write WebDataset shards.
 
     Killed? Run the same again: finished sessions are kept, and the result is the same to the byte. When all is
-    written, OUT/samples/index.html shows twenty examples that differ.
+    written, OUT/samples/index.html shows twenty examples that differ. ROOT may be the URL of a recordings.yaml or its
+    folder, OUT one in a bucket: s3://, gs://, az:// or hf://.
     """
     from vlmtemporal.dataset import build
     from vlmtemporal.inspection import write_samples
+    from vlmtemporal.remote_files import address as url_of_path, plain
     built = build(root, out, split, _spec(sampler, roi, seconds, fps, k, _usual(root), context_seconds=context),
                   max_clips=max_clips, seed=seed,
                   workers=workers or os.cpu_count() or 1, kinds=tuple(k.strip() for k in clips.split(',')),
                   boost_boundaries=boost_boundaries, protocol=protocol, hard_jitter=hard_jitter,
-                  trusted=trusted == Trust.yes)
+                  trusted=trusted == Trust.yes, engine=engine, address=address)
     for line in [line for b in built for line in _built(b)]: typer.echo(line)
-    typer.echo(f'to look at: {write_samples(out, out/"samples")}')
+    url = url_of_path(out)
+    if url: typer.echo(f'to look at: vlmtemporal export {url} samples --format samples')
+    else: typer.echo(f'to look at: {write_samples(out, plain(out)/"samples")}')
 
 # %% ../nbs/04j_cli.ipynb #c18f5219
 def _counted(name: str, split: dict) -> str:
