@@ -509,7 +509,7 @@ def test_the_frames_that_were_shown(mock, tmp_path):
     r = Result(LOGISTICS, clips, [], models, made)
     assert 'the 6 frames that the model saw' in save_result(r, tmp_path, recorded=recorded).read_text()
     for given in (None, [replace(s, segments=s.segments[2:]) for s in recorded]):
-        assert 'its frames are not at hand' in clip_shown(r.comparison, made.data['frames'], given).caption
+        assert 'whose frames are not at hand' in clip_shown(r.comparison, made.data['frames'], given).caption
 
 
 def test_methods_that_are_equal_share_a_row(result):

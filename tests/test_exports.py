@@ -111,10 +111,8 @@ def test_what_cannot_be_exported(tmp_path, monkeypatch):
     with pytest.raises(BadInput): export_model('tiny', out, 'gguf', converter=tmp_path)
 
 
-def test_the_command(cli, shards, tmp_path):
+def test_the_command(cli, tmp_path):
     code, out, err = cli('export', 'tiny', tmp_path/'m', '--for', 'gguf', '--converter', CONVERTER)
     assert code == 0 and 'README.md' in out and (tmp_path/'m'/'mmproj.gguf').is_file(), err
     code, out, err = cli('export', 'tiny', tmp_path/'m', '--for', 'vllm')
     assert code == 2 and 'exists already' in err and err.count('\n') == 1
-    code, out, err = cli('export', shards, tmp_path/'llava')
-    assert code == 0 and 'test: ' in out, err

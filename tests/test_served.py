@@ -264,9 +264,6 @@ def test_a_killed_evaluation_goes_on(shards, tmp_path):
         assert done.returncode == 0, done.stderr
         asked = Counter(json_hash(body) for body in pictures(server))
         assert kept >= 2 and before + len(asked) - (kept - 1) == sum(asked.values()), 'what was kept is not asked again'
-        n = len(server.asked)
-        third = subprocess.run(command, capture_output=True, text=True)
-    assert third.stdout.splitlines()[:-1] == done.stdout.splitlines()[:-1] and len(server.asked) == n
     assert f'served ({NAME})' in done.stdout and 'held to the JSON schema' in done.stdout
 
 

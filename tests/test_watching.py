@@ -137,10 +137,19 @@ def test_no_more_memory_than_a_step(shards, tmp_path):
         heads.clear()
         now[0] = 'validation'
         assert catch_up(watch, None) and validate(watch)
+        blocks = []
+        loaded.tower.blocks[0].register_forward_hook(lambda *_: blocks.append(1))
+        assert validate(watch) and not blocks, 'the tower has seen these pictures'
     most = {kind: [max(column) for column in zip(*rows)] for kind, rows in sizes.items()}
     assert all(mine <= theirs for mine, theirs in zip(most['validation'], most['training'])), most
     assert len(sizes['validation']) >= 6 and most['validation'][0] == 2 and max(heads) < 120 < most['training'][1]//2
-    assert trainer.model.training
+    inputs = dict(trainer._prepare_inputs(trainer.data_collator([watch.data[i] for i in watch.batches[0]])))
+    inputs.pop('rows')
+    with watching.undisturbed(loaded.model):
+        total, tokens = watching.completion_loss(loaded.model, inputs)
+        theirs = float(trainer.compute_loss(loaded.model, inputs)) # TRL's
+    assert total/tokens == pytest.approx(theirs, rel=1e-4)
+    assert trainer.model.training and watch.rows[0] == watch.rows[1]
 
 
 def test_a_full_disk_costs_the_best_copy(shards, tmp_path, monkeypatch):
@@ -213,8 +222,8 @@ def test_where_the_curve_goes(shards, tmp_path, monkeypatch, capfd):
     steps, validations = watching.read_curves(tmp_path/'run')
     assert steps == run.history and tuple(validations) == run.validations
     lines = []
-    tell = watching.with_live_plot(tmp_path/'run', lines.append)
-    for line in 'ab': tell(line)
+    with watching.with_live_plot(tmp_path/'run', lines.append) as tell:
+        for line in 'ab': tell(line)
     assert lines == ['a', 'b'] and len(shown) == 2
 
 

@@ -25,6 +25,7 @@ from .clips import window_starts
 from .decode import DECODERS, Prediction, model_inputs
 from .frames import FrameSpec
 from .guard import Stop, prepare_decoding
+from .illustrations import ClipShown, answered_clip
 from .loading import LoadedModel, compute_dtype, load_model
 from .memory import free_memory, unpacked
 from .operations import Segment, get_taxonomy
@@ -305,6 +306,13 @@ class Engine(_Following):
     ) -> Prediction:
         "`answer` about what `sample` chooses."
         return self.answer(self.sample(video, start, trusted), decoder)
+    def show(self,
+        video: str | Path,
+        start: float = 0., # seconds into the video
+    ) -> ClipShown:
+        "`predict` as a picture, with its words: the frames that were shown, and what was answered."
+        clip = self.sample(video, start)
+        return answered_clip(clip, self.answer(clip).answer, self.taxonomy)
     def analyze(self,
         video: str | Path,
         stride: float = 1.,                   # seconds between windows

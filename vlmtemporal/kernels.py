@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['ATTENTION', 'WINDOWED', 'quiet', 'checkpointing_arguments', 'prompt_attention', 'prompt_mask', 'attention_names',
            'window_plan', 'window_attention', 'sizes_of', 'freeze_vision', 'Shown', 'OneByOne', 'look_one_by_one',
-           'fuse_norms', 'fuse_gates', 'fuse_rotations', 'widen_feed_forward', 'unpack', 'run_in_float32', 'guard_fp16',
-           'unwrapped_names', 'restore_float32', 'layers_of', 'keep_layers', 'dequantize', 'keep_differentiable',
-           'fuse_adapters', 'OneFrameVideos', 'show_as_videos']
+           'TowerNotes', 'fuse_norms', 'fuse_gates', 'fuse_rotations', 'widen_feed_forward', 'unpack', 'run_in_float32',
+           'guard_fp16', 'unwrapped_names', 'restore_float32', 'layers_of', 'keep_layers', 'dequantize',
+           'keep_differentiable', 'fuse_adapters', 'OneFrameVideos', 'show_as_videos']
 
 # %% ../nbs/02a_kernels.ipynb #9cfa2f4f
 import copy, inspect, logging, re, warnings
@@ -380,8 +380,9 @@ class OneByOne:
         self._sizes: dict = {}
         @wraps(self.stock)
         def forward(*args, **kwargs):
-            whole = self.shown is None or 'grid_thw' not in kwargs or any(p.requires_grad for p in tower.parameters())
-            return self.stock(*args, **kwargs) if whole else self._each(*args, **kwargs)
+            trained = any(p.requires_grad for p in tower.parameters())
+            ours = self.shown and len(kwargs.get('grid_thw', ())) == sum(self.shown.counts) and not trained
+            return self._each(*args, **kwargs) if ours else self.stock(*args, **kwargs)
         tower.forward = forward
     def remove(self):
         "Give the tower its forward back."
@@ -397,13 +398,14 @@ class OneByOne:
     def _each(self, pixels=None, *, pixel_values=None, grid_thw, **more):
         pixels = pixel_values if pixels is None else pixels
         sizes, shown, at, outputs = grid_thw.tolist(), self.shown, 0, []
+        complete = len(pixels) == sum(t*h*w for t, h, w in sizes) # with those of known examples
         for i, (known, mine) in enumerate(zip(shown.known, _slices(shown.counts), strict=True)):
+            end = at + sum(t*h*w for t, h, w in sizes[mine])*(complete or known is None)
             if known is None:
-                end = at + sum(t*h*w for t, h, w in sizes[mine])
                 own = {k: x[mine] if getattr(x, 'shape', ())[:1] == (len(sizes),) else x for k, x in more.items()}
                 known = self.compute(pixels[at:end], self._size(sizes[mine], grid_thw.device), **own)
                 shown.found(i, known)
-                at = end
+            at = end
             outputs.append(known)
         return _joined(outputs, pixels.device)
 
@@ -427,6 +429,35 @@ def look_one_by_one(
     alone.remove()
     warnings.warn(f'the vision tower looks at whole batches ({why})', VLMTemporalWarning, stacklevel=2)
     return None, []
+
+# %% ../nbs/02a_kernels.ipynb #bf47dec9
+class TowerNotes:
+    "What a frozen vision tower made of some batches, each shown to it inside `of` and nothing else there."
+    def __init__(self,
+        tower,             # with pictures' sizes in its forward, or nothing is kept
+        most: int = 2**29, # bytes that are kept
+    ):
+        self.tower, self.left = tower, most
+        self.known: dict[int, list[tuple]] = {}
+    def _keep(self, batch: int, out):
+        "Keep the output of a batch where there is room."
+        parts = _parts(out)
+        self.left -= sum(x.numel()*x.element_size() for _, x in parts)
+        if self.left >= 0: self.known[batch] = [(name, x.detach().cpu()) for name, x in parts]
+    @contextmanager
+    def of(self, batch: int) -> Iterator[None]:
+        "Compute this batch, or show what was made of it before."
+        stock, own = self.tower.forward, vars(self.tower).get('forward')
+        def forward(*args, **kwargs):
+            if batch in self.known: return _joined([self.known[batch]], kwargs['grid_thw'].device)
+            out = stock(*args, **kwargs)
+            if 'grid_thw' in kwargs: self._keep(batch, out)
+            return out
+        self.tower.forward = forward
+        try: yield
+        finally:
+            if own: self.tower.forward = own
+            else: del self.tower.forward
 
 # %% ../nbs/02a_kernels.ipynb #6212e9a4
 def _fused(norm) -> Callable | None:

@@ -415,7 +415,9 @@ def _trained(place: Runtime, before: Progress, shards: Shards, model: str, confi
     _leave_status(place, before)
     saved = place.kind == 'kaggle' and SCRATCH not in os.environ # what lies in the working folder stays for ever
     outside = {SCRATCH: str(place.scratch)} if saved else {}
-    try: run_command([*command, *_settings(config)], with_live_plot(before.path, say), **outside)
+    try:
+        with with_live_plot(before.path, say) as tell:
+            run_command([*command, *_settings(config)], tell, **outside)
     finally:
         reached = progress_of(before.path, config)
         _leave_status(place, reached)

@@ -20,6 +20,7 @@ from .basics import (BadInput, Picture, VLMTemporalError, VLMTemporalWarning, re
                                 write_json)
 from .checkpoints import checkpoint_step, restore
 from .clips import kind_of
+from .kernels import TowerNotes
 from .loading import LoadedModel
 from .operations import Taxonomy
 from .shards import Example, Shards
@@ -115,7 +116,7 @@ def check_watching(
 ):
     "Raises `BadInput` when the best adapter or the end of the run depends on what is not measured."
     if config.patience and not config.best:
-        raise BadInput('patience waits for a better one of what?', 'patience', 'set best=validation_loss, too')
+        raise BadInput('there is nothing to wait for', 'patience', 'set best=validation_loss, too')
     if not config.best: return
     if not config.validate_steps:
         raise BadInput(f'{config.best} is never measured', 'validate_steps', 'set it to the steps between validations')
@@ -205,16 +206,19 @@ class LivePlot:
         except Exception: self.works = False # noqa: BLE001, a picture is no reason to stop
 
 # %% ../nbs/02o_watching.ipynb #25ef880c
+@contextmanager
 def with_live_plot(
     out: str | Path,              # the folder of the run
     say: Callable[[str], None],   # gets every line
-) -> Callable[[str], None]:
-    "The same, and with each line the curve of the run below a notebook's cell."
+) -> Iterator[Callable[[str], None]]:
+    "The same, and with each line, and at the end, the curve of the run below a notebook's cell."
     plot = LivePlot()
+    def draw(): return plot_loss(*read_curves(out))
     def tell(line: str):
         say(line)
-        plot.show(lambda: plot_loss(*read_curves(out)))
-    return tell
+        plot.show(draw)
+    yield tell
+    plot.show(draw, now=True)
 
 # %% ../nbs/02o_watching.ipynb #be4f0350
 _NAMES = dict(validation_loss='eval_loss') # what the Trainer calls it, where that is not `eval_` and its name
@@ -313,6 +317,7 @@ class Watch:
         "The clips, in micro-batches of the training."
         assert self.val is not None
         self.sample, self.data = validation_sample(self.val, config.validate_clips), training_set(self.val)
+        self.notes = TowerNotes(self.loaded.tower)
         self.batches = [self.sample[i:i + config.micro_batch] for i in range(0, len(self.sample), config.micro_batch)]
         if self.trainer.args.dataloader_num_workers: # they fork, and tokenizers warn of that
             os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
@@ -359,6 +364,11 @@ def _all_parts(mine: dict[int, tuple]) -> list[tuple]:
     return [part for _, part in sorted({i: part for found in everyone for i, part in found.items()}.items())]
 
 # %% ../nbs/02o_watching.ipynb #126a0a9f
+def _give_room_back():
+    "Let the GPU forget blocks whose sizes a step has no use for."
+    import torch
+    if torch.cuda.is_available(): torch.cuda.empty_cache()
+
 def _measured(watch: Watch) -> tuple[dict | None, str]:
     "Loss and metrics of the sample, and what went wrong; None when it was told to stop."
     mine = {}
@@ -366,7 +376,9 @@ def _measured(watch: Watch) -> tuple[dict | None, str]:
         for first in range(0, len(watch.batches), world()):
             if watch.trainer.stopper.wanted(): return None, ''
             i = first + rank()
-            if i < len(watch.batches): mine[i] = _of_batch(watch, watch.batches[i])
+            if i >= len(watch.batches): continue
+            with watch.notes.of(i): mine[i] = _of_batch(watch, watch.batches[i])
+    _give_room_back()
     losses, tokens, metrics, wrong = zip(*_all_parts(mine))
     said = next(filter(None, wrong), '')
     if not all(tokens): return {}, said
