@@ -23,7 +23,7 @@ from .clips import kind_of
 from .kernels import TowerNotes
 from .loading import LoadedModel
 from .operations import Taxonomy
-from .shards import Example, Shards
+from .shards import Example, Shards, beside
 from .trainer import BEST, LINES, TrainConfig, rank, training_set, world
 
 # %% ../nbs/02o_watching.ipynb #8bc0596c
@@ -31,7 +31,7 @@ def validation_split(
     train: Shards,
 ) -> Shards:
     "The validation split beside a training split. Raises `BadInput` when there is none that goes with it."
-    path, fix = train.path.resolve().parent/'val', 'build all splits with `vlmtemporal build ROOT OUT`'
+    path, fix = beside(train, 'val'), 'build all splits with `vlmtemporal build ROOT OUT`'
     if not (path/'index.json').exists(): raise BadInput('there is no validation split', path, fix)
     val = Shards(path)
     if val.split != 'val' or not len(val): raise BadInput('is no validation split with clips', path, fix)
