@@ -652,6 +652,9 @@ def eval(
     concurrency: Concurrency = 4,
     timeout: Timeout = 120.,
     max_tokens: MaxTokens = 256,
+    tower_cache: Annotated[float, _number(
+        '--tower-cache', 0, 10**5, "GB of disk for the vision tower's output, which is computed once for base and "
+                                   'adapters; 0: by each of them.')] = 0.,
 ):
     """Base, adapters and image-free baselines on the same test clips, and whole sessions from end to end.
 
@@ -660,13 +663,16 @@ def eval(
     """
     from vlmtemporal.eval import evaluate, rescore, save_result
     from vlmtemporal.recordings import sessions
+    from vlmtemporal.tower_file import TowerClips, tower_path
     recorded = sessions(root) if root else None
     if shards.name.endswith(('.json', '.json.gz')): result = rescore(shards)
     else:
         wanted = _usual_clips(shards) if clips is None else clips
         with _evaluated(model, out, decoder, concurrency, timeout, max_tokens, seed) as asked:
+            tower = TowerClips(tower_path(out), tower_cache*1e9) if tower_cache and asked == model else None
             result = evaluate(shards, asked, adapter or (), clips=wanted, decoder=decoder, seed=seed, root=root,
-                              max_sessions=max_sessions, grammar=grammar)
+                              max_sessions=max_sessions, grammar=grammar, tower=tower)
+        if tower: tower.remove()
     report = save_result(result, out, recorded=recorded)
     typer.echo(f'{result.title}\n\n{result._repr_markdown_()}\n\nreport in {report}')
 

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['WIDE', 'MANY', 'HEAD', 'ROUND', 'ROUNDS', 'HEADS', 'DECODERS', 'Prediction', 'model_inputs', 'generate', 'frame_keys',
-           'keep_as_it_is', 'constrained', 'answer_batches', 'fit_temperature']
+           'keep_as_it_is', 'constrained', 'answer_batches', 'show_from', 'fit_temperature']
 
 # %% ../nbs/03a_decode.ipynb #dc9d50b9
 import copy, threading, time, warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from heapq import heapify, heappop, heappush
@@ -27,6 +28,7 @@ from .clips import Answer
 from .operations import Taxonomy
 from .prompts import ANSWER, in_json, messages, parse_answer
 from .shards import Example
+from .tower_file import TowerClips
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -733,6 +735,7 @@ def answer_batches(
     taxonomy: Taxonomy,
     decoder: str = 'constrained', # one of `DECODERS`
     batch: int = 8,               # clips at a time
+    showing: Callable = lambda some: nullcontext(), # a context in which some clips are asked about
     **options,                    # of the decoder
 ) -> Iterator[tuple[list[Example], list[Prediction]]]: # each batch and its answers, in order
     "Answer about any number of clips; the next batch is made ready meanwhile. Raises `BadInput` for no clip at a time."
@@ -745,9 +748,20 @@ def answer_batches(
         some, inputs = pool.submit(prepare).result()
         while some:
             coming = pool.submit(prepare)
-            predictions = DECODERS[decoder](loaded, some, taxonomy, inputs=inputs, **options)
+            with showing(some): predictions = DECODERS[decoder](loaded, some, taxonomy, inputs=inputs, **options)
             yield some, predictions
             some, inputs = coming.result()
+
+# %% ../nbs/03a_decode.ipynb #76b0440b
+def show_from(
+    tower: TowerClips,        # the file
+    loaded: LoadedModel,
+    examples: list[Example],  # all that it will be asked about
+    taxonomy: Taxonomy,
+) -> Callable:                # `showing` of `answer_batches`
+    "Have a model's tower look at one clip after the other, and pass over those that are in the file."
+    _ready(loaded) # it may get other parts
+    return tower.showing(loaded, examples, lambda some: model_inputs(loaded, some, taxonomy))
 
 # %% ../nbs/03a_decode.ipynb #1fad9c94
 def fit_temperature(

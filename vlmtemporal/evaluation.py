@@ -21,7 +21,7 @@ from .adapters import Adapter, bundled_adapter, resolve_adapter
 from .backbones import model_config, model_name, resolve_model
 from .basics import BadInput, check_number, file_hash, progress
 from .clips import Answer, Clip, kind_of
-from .decode import DECODERS, Prediction, answer_batches, constrained, keep_as_it_is
+from .decode import DECODERS, Prediction, answer_batches, constrained, keep_as_it_is, show_from
 from .frames import FrameSpec, cut_frames, describe_clips
 from .loading import LoadedModel, load_model
 from .metrics import clip_scores
@@ -32,6 +32,7 @@ from .results import (MethodPredictions, Provenance, Result, SessionPredictions,
 from .sessions import Session, person
 from .shards import Example, Shards, decode, find_split, jpeg, pack, sessions_root
 from .timeline import TimelinePrior, WindowPredictions, predict_windows
+from .tower_file import TowerClips
 
 # %% ../nbs/03g_evaluation.ipynb #7c5feaa0
 def _check_first(shards: Shards, first: list[str], clips: int) -> None:
@@ -83,11 +84,13 @@ def predict_examples(
     decoder: str = 'constrained', # or 'generate'
     batch: int = 8,               # clips at a time
     name: str | None = None,      # of the model, for the progress bar
+    tower: TowerClips | None = None, # what towers made of these clips
 ) -> list[Prediction]:
     "One prediction a clip, in order. Raises `BadInput` for an unknown decoder, and for no clip at a time."
     check_decoder(decoder)
     name = name or ('adapter' if loaded.adapter else 'base')
-    batches = answer_batches(loaded, progress(examples, f'predicting: {name}'), taxonomy, decoder, batch)
+    more = dict(showing=show_from(tower, loaded, examples, taxonomy)) if tower and examples else {}
+    batches = answer_batches(loaded, progress(examples, f'predicting: {name}'), taxonomy, decoder, batch, **more)
     return [p for _, predictions in batches for p in predictions]
 
 # %% ../nbs/03g_evaluation.ipynb #fe4227c9
@@ -270,10 +273,11 @@ class Asker(Protocol):
 # %% ../nbs/03g_evaluation.ipynb #1a33a17c
 class _Loaded:
     "A candidate in this process."
-    def __init__(self, model: str | Path, candidate: Candidate, decoder: str):
-        self.name, self.decoder, self.loaded = candidate.name, decoder, load_model(model, candidate.adapter)
+    def __init__(self, model: str | Path, candidate: Candidate, decoder: str, tower: TowerClips | None):
+        self.name, self.decoder, self.tower = candidate.name, decoder, tower
+        self.loaded = load_model(model, candidate.adapter)
     def predict(self, examples: list[Example], taxonomy: Taxonomy, name: str) -> list[Prediction]:
-        return predict_examples(self.loaded, examples, taxonomy, self.decoder, name=name)
+        return predict_examples(self.loaded, examples, taxonomy, self.decoder, name=name, tower=self.tower)
     def predict_sessions(self, recorded: list[Session], spec: FrameSpec, taxonomy: Taxonomy) -> list[WindowPredictions]:
         return predict_sessions(self.loaded, recorded, spec, taxonomy)
     def source(self) -> dict: return _model(self.loaded)
@@ -381,6 +385,7 @@ def evaluate(
     root: str | Path | None = None,  # where the sessions lie: every model is asked about those of the test split, too
     max_sessions: int = 0,           # the first so many of them; 0 for all
     grammar: bool = False,           # decide the clips of each adapter once more with its grammar: one more row
+    tower: TowerClips | None = None, # a file of what the tower makes of the clips, which serves all of them
 ) -> Result:
     """Base, adapters and baselines on the same clips, and on whole sessions.
     Raises `BadInput` when an adapter cannot be tested on these shards, and when clips or sessions are missing."""
@@ -397,7 +402,7 @@ def evaluate(
     recorded = sessions_of_split(root, test, max_sessions) if root else []
     models, windows, priors = [], {}, {}
     for c in asked_models:
-        asker = _Loaded(model, c, decoder) if isinstance(model, str | Path) else model
+        asker = _Loaded(model, c, decoder, tower) if isinstance(model, str | Path) else model
         shown = show_examples(examples, c.spec, test, source)
         models.append(_as_written(c.name, asker.predict(shown, test.taxonomy, c.name)))
         if recorded: windows[c.name] = asker.predict_sessions(recorded, c.spec, test.taxonomy)

@@ -33,6 +33,7 @@ from .results import (MethodComparison, MethodPredictions, Result, Table, all_me
 from .sessions import Session, person
 from .shards import find_split
 from .statistics import estimate
+from .tower_file import TowerClips, tower_path
 from .train import TrainConfig, fit
 
 # %% ../nbs/03i_experiments.ipynb #9d939e20
@@ -220,7 +221,10 @@ def _result(campaign: _Campaign, run: _Run) -> Result:
     _build(campaign, run)
     evaluated_keys(find_split(run.shards, 'test'), campaign.clips) # better now than after the training
     adapter = _train(campaign, run)
-    found = evaluate(run.shards, campaign.model, [adapter], clips=campaign.clips, seed=campaign.seed)
+    gb = run.config.tower_cache
+    tower = TowerClips(tower_path(run.place), gb*1e9) if gb else None
+    found = evaluate(run.shards, campaign.model, [adapter], clips=campaign.clips, seed=campaign.seed, tower=tower)
+    if tower: tower.remove()
     save_result(found, run.place, recorded=campaign.recorded)
     return found
 

@@ -380,8 +380,9 @@ class OneByOne:
         self._sizes: dict = {}
         @wraps(self.stock)
         def forward(*args, **kwargs):
-            whole = self.shown is None or 'grid_thw' not in kwargs or any(p.requires_grad for p in tower.parameters())
-            return self.stock(*args, **kwargs) if whole else self._each(*args, **kwargs)
+            trained = any(p.requires_grad for p in tower.parameters())
+            ours = self.shown and len(kwargs.get('grid_thw', ())) == sum(self.shown.counts) and not trained
+            return self._each(*args, **kwargs) if ours else self.stock(*args, **kwargs)
         tower.forward = forward
     def remove(self):
         "Give the tower its forward back."
@@ -397,13 +398,14 @@ class OneByOne:
     def _each(self, pixels=None, *, pixel_values=None, grid_thw, **more):
         pixels = pixel_values if pixels is None else pixels
         sizes, shown, at, outputs = grid_thw.tolist(), self.shown, 0, []
+        complete = len(pixels) == sum(t*h*w for t, h, w in sizes) # with those of known examples
         for i, (known, mine) in enumerate(zip(shown.known, _slices(shown.counts), strict=True)):
+            end = at + sum(t*h*w for t, h, w in sizes[mine])*(complete or known is None)
             if known is None:
-                end = at + sum(t*h*w for t, h, w in sizes[mine])
                 own = {k: x[mine] if getattr(x, 'shape', ())[:1] == (len(sizes),) else x for k, x in more.items()}
                 known = self.compute(pixels[at:end], self._size(sizes[mine], grid_thw.device), **own)
                 shown.found(i, known)
-                at = end
+            at = end
             outputs.append(known)
         return _joined(outputs, pixels.device)
 
@@ -685,13 +687,16 @@ def unpack(
 ) -> int:   # how many
     "Turn NF4 weights into ones of the format in which they were loaded, of the same values, in place."
     import torch
+    from torch.nn.functional import pad
     done = 0
     for parent in list(part.modules()):
         for name, layer in parent.named_children():
             if not _is_nf4(layer): continue
+            values = _values(layer)
+            values = pad(values, (0, layer.in_features - values.shape[1])) # of one that was widened
             dense = torch.nn.Linear(layer.in_features, layer.out_features, bias=False, device='meta')
             dense.train(layer.training)
-            dense.weight, dense.bias = torch.nn.Parameter(_values(layer), requires_grad=False), layer.bias
+            dense.weight, dense.bias = torch.nn.Parameter(values, requires_grad=False), layer.bias
             setattr(parent, name, dense)
             done += 1
     return done
