@@ -307,6 +307,7 @@ class Watch:
         self.rows: list[dict] = []                # the validations so far
         self.clock = time.monotonic(), 0          # when the training went on, and at which step
         self.said: set[str] = set()               # what is said once
+        self.interrupted = False                  # the last validation was ended before it was finished
         self.val: Shards | None = None
         self.absent = ''                          # why there is none
         if not config.validate_steps: return
@@ -391,6 +392,7 @@ def validate(
     "Validate after the step at which the trainer stands."
     begin, trainer = time.monotonic(), watch.trainer
     found, wrong = _measured(watch)
+    watch.interrupted = found is None
     if found is None: return False
     if wrong: watch.say('wrong', f'step {trainer.state.global_step}: not all was validated, {wrong}')
     if not found: return True
