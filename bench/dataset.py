@@ -1,14 +1,16 @@
 """Chapter 1's speed: building beside decoding, one core and two, and reading back.
 
-    python bench/dataset.py [--runs 3]
+    python bench/dataset.py [--runs 3] [--engine ray]
 
 Every row is a process of its own that may use the cores that it names, started in turn; medians. The loop that only
 decodes is the one a user would write, with OpenCV's own threads. The exit code is 1 when a bound does not hold.
+`--engine ray` compares a local build by two workers with one on a Ray cluster of two nodes with a core each, in turn.
 """
 import argparse, os, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
 
 from sampling import bound, failed, table
+from vlmtemporal.dataset import build
 from vlmtemporal.openpack import sessions
 from vlmtemporal.shards import Shards
 from vlmtemporal.twin import make_twin
@@ -67,6 +69,27 @@ def bench_build(root, out, runs):
           [(n, f'{t:.1f}', f'{frames/t:.0f}', r, m) for n, t, r, m in zip(work, seconds, ratios, must)])
 
 
+def bench_cluster(root, out, runs):
+    "Building by two workers beside building on two nodes of a Ray cluster, which is up already."
+    os.environ.update(RAY_USAGE_STATS_ENABLED='0', RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO='0')
+    from ray.cluster_utils import Cluster
+    cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=0, include_dashboard=False))
+    for _ in range(2): cluster.add_node(num_cpus=1)
+    took = dict(local=[], ray=[])
+    for i in range(runs):
+        for engine in ('local', 'ray') if i % 2 else ('ray', 'local'):
+            begin = time.perf_counter()
+            where = cluster.address if engine == 'ray' else None
+            build(root, out/f'{engine}{i}', workers=2, engine=engine, address=where)
+            took[engine].append(time.perf_counter() - begin)
+    cluster.shutdown()
+    local, far = (statistics.median(t) for t in took.values())
+    table(f'{len(sessions(root))} sessions; medians of {runs} runs', ('work', 'seconds', 'ratio', 'must be'),
+          [('`build`, two workers', f'{local:.1f}', '', ''),
+           ('`build --engine ray`, two nodes of one core', f'{far:.1f}', f'{local/far:.2f} of two workers',
+            bound('ray', local/far, .85))])
+
+
 def bench_reading(folder, runs):
     "Reading a built split from the first example to the last."
     shards, rates = Shards(folder), []
@@ -84,12 +107,16 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--runs', type=int, default=3)
     p.add_argument('--boxes', type=int, default=4)
+    p.add_argument('--engine', choices=('local', 'ray'), default='local')
     a = p.parse_args()
     print(f'{os.cpu_count()} cores, {time.strftime("%Y-%m-%d")}')
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp)
-        bench_build(make_twin(tmp/'twin', subjects=8, boxes=a.boxes), tmp, a.runs)
-        bench_reading(tmp/'one0'/'train', a.runs)
+        root = make_twin(tmp/'twin', subjects=8, boxes=a.boxes)
+        if a.engine == 'ray': bench_cluster(root, tmp, a.runs)
+        else:
+            bench_build(root, tmp, a.runs)
+            bench_reading(tmp/'one0'/'train', a.runs)
     if failed: sys.exit(f'\ndoes not hold: {"; ".join(failed)}')
 
 

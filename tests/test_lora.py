@@ -18,6 +18,8 @@ from vlmtemporal.trainer import TrainConfig, make_trainer
 
 WIDTH, INNER = 64, 128
 
+NEAR = 3e-6 if torch.cuda.is_available() else 1e-6 # a GPU adds up in another order
+
 
 def nf4(layer, dtype=torch.float32):
     "The layer in four bits, double-quantised, as the loader makes it."
@@ -98,12 +100,16 @@ def fused(*args, **kwargs):
 
 @pytest.fixture
 def calls(monkeypatch):
-    "How many layers each step of autograd computed."
-    seen, right = [], lora.low_rank
+    "How many layers each step of autograd computed, and which was one whose input is made of two."
+    seen, right, right_of_two = [], lora.low_rank, lora.low_rank_of_two
     def counted(x, layers, dtype=None):
         seen.append(len(layers))
         return right(x, layers, dtype)
+    def counted_of_two(*args):
+        seen.append('of two')
+        return right_of_two(*args)
     monkeypatch.setattr(lora, 'low_rank', counted)
+    monkeypatch.setattr(lora, 'low_rank_of_two', counted_of_two)
     return seen
 
 
@@ -113,7 +119,7 @@ def calls(monkeypatch):
 def test_numbers_and_gradients_are_pefts(bits, bias, shape, calls):
     x, ours = some_input(*shape), fused(bits, bias)
     calls.clear()
-    assert furthest(results(ours, x), results(block(bits, bias), x)) < 1e-6
+    assert furthest(results(ours, x), results(block(bits, bias), x)) < NEAR
     assert calls == [3, 1, 2, 1], 'q, k, v in one step, gate and up in one'
 
 
@@ -164,8 +170,8 @@ def test_recomputed(reentrant, calls):
         run(x).sum().backward()
         found, ours = [p.grad for p in ours.parameters() if p.requires_grad], block(4)
         ours(x).sum().backward()
-        assert furthest(found, [p.grad for p in ours.parameters() if p.requires_grad]) < 1e-6
-    else: assert furthest(results(ours, x, run), results(block(4), x)) < 1e-6
+        assert furthest(found, [p.grad for p in ours.parameters() if p.requires_grad]) < NEAR
+    else: assert furthest(results(ours, x, run), results(block(4), x)) < NEAR
     assert calls[-4:] == [3, 1, 2, 1]
 
 
@@ -184,7 +190,7 @@ def test_nothing_waits_after_a_forward_pass(calls):
     assert shared.x is None and not shared.ready and not shared.open
     hook.remove()
     calls.clear()
-    assert furthest(results(ours, x), results(block(), x)) < 1e-6 and calls == [3, 1, 2, 1]
+    assert furthest(results(ours, x), results(block(), x)) < NEAR and calls == [3, 1, 2, 1]
 
 
 def test_outputs_live_no_longer_than_pefts():
@@ -201,7 +207,7 @@ def test_outputs_live_no_longer_than_pefts():
 def test_some_are_adapted(targets, calls):
     ours = fused(4, targets=targets)
     calls.clear()
-    assert furthest(results(ours, some_input()), results(block(4, targets=targets), some_input())) < 1e-6
+    assert furthest(results(ours, some_input()), results(block(4, targets=targets), some_input())) < NEAR
     assert sum(calls) == len(targets)
 
 
@@ -212,7 +218,7 @@ def test_layers_with_different_inputs_share_no_more(calls):
     def run(model): return lambda x: model.base_model.model.attention(x, y)
     for expected in ([3, 3, 1], [1, 1, 1, 1]):
         calls.clear()
-        assert furthest(results(ours, x, run(ours)), results(theirs, x, run(theirs))) < 1e-6 and calls == expected
+        assert furthest(results(ours, x, run(ours)), results(theirs, x, run(theirs))) < NEAR and calls == expected
 
 
 def test_changed_between_two_passes():
@@ -225,7 +231,7 @@ def test_changed_between_two_passes():
                 if p.requires_grad: p.mul_(1.5)
         ours_again, theirs_again = ours(x), theirs(x)
         x.neg_()
-    assert furthest([ours_again], [theirs_again]) < 1e-6 and furthest(results(ours, x), results(theirs, x)) < 1e-6
+    assert furthest([ours_again], [theirs_again]) < NEAR and furthest(results(ours, x), results(theirs, x)) < NEAR
 
 
 def test_off_merged_and_back(calls):
@@ -245,15 +251,15 @@ def test_another_adapter_and_two_at_once(tmp_path):
         torch.manual_seed(5)
         model.add_adapter('other', LoraConfig(r=2, lora_alpha=8, target_modules=TARGETS, init_lora_weights=False))
         model.set_adapter('other')
-    assert furthest(results(ours, x), results(theirs, x)) < 1e-6
+    assert furthest(results(ours, x), results(theirs, x)) < NEAR
     for model in (ours, theirs): model.base_model.set_adapter(['default', 'other'])
-    assert furthest(results(ours, x), results(theirs, x)) < 1e-6
+    assert furthest(results(ours, x), results(theirs, x)) < NEAR
 
 
 @pytest.mark.parametrize('settings', (dict(use_dora=True), dict(lora_bias=True)))
 def test_what_is_not_plain_runs_as_in_peft(settings, calls):
     ours, theirs, x = block(**settings), block(**settings), some_input()
-    assert fuse_adapters(ours) == 0 and furthest(results(ours, x), results(theirs, x)) < 1e-6 and not calls
+    assert fuse_adapters(ours) == 0 and furthest(results(ours, x), results(theirs, x)) < NEAR and not calls
 
 
 def test_a_bias_that_is_trained_gets_its_gradient(calls):
@@ -263,7 +269,7 @@ def test_a_bias_that_is_trained_gets_its_gradient(calls):
         for name, p in model.named_parameters():
             if name.endswith('bias'): p.requires_grad_(True)
     calls.clear()
-    assert furthest(results(ours, x), results(theirs, x)) < 1e-6 and calls == [1, 2, 1]
+    assert furthest(results(ours, x), results(theirs, x)) < NEAR and calls == [1, 2, 1]
 
 
 def test_dropout_is_pefts(calls):
@@ -275,7 +281,7 @@ def test_dropout_is_pefts(calls):
         torch.manual_seed(9)
         got.append(results(model, x))
     assert all(map(torch.equal, *got)) and not calls
-    assert furthest(results(ours.eval(), x), results(theirs.eval(), x)) < 1e-6 and calls == [3, 1, 2, 1]
+    assert furthest(results(ours.eval(), x), results(theirs.eval(), x)) < NEAR and calls == [3, 1, 2, 1]
     with torch.no_grad(): assert torch.equal(ours(x), theirs(x)), 'few tokens and no gradients: bitsandbytes knows best'
 
 
@@ -295,17 +301,17 @@ def test_saved_and_loaded(tmp_path):
     a, b = (load_file(tmp_path/name/'adapter_model.safetensors') for name in ('ours', 'theirs'))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     again = PeftModel.from_pretrained(block(4).unload(), tmp_path/'ours', is_trainable=True).train()
-    assert fuse_adapters(again) == 7 and furthest(results(again, x), results(theirs, x)) < 1e-6
+    assert fuse_adapters(again) == 7 and furthest(results(again, x), results(theirs, x)) < NEAR
     with torch.no_grad(): [p.zero_() for p in ours.parameters() if p.requires_grad]
     ours.load_adapter(tmp_path/'theirs', 'default', is_trainable=True)
-    assert furthest(results(ours, x), results(theirs, x)) < 1e-6
+    assert furthest(results(ours, x), results(theirs, x)) < NEAR
 
 
 def test_a_copy_has_its_own_weights():
     ours, x = fused(), some_input()
     twin = copy.deepcopy(ours)
     with torch.no_grad(): [p.zero_() for p in ours.parameters() if p.requires_grad]
-    assert furthest(results(twin, x), results(block(), x)) < 1e-6
+    assert furthest(results(twin, x), results(block(), x)) < NEAR
 
 
 def test_hooks_on_the_inner_layers_are_called():
@@ -314,7 +320,7 @@ def test_hooks_on_the_inner_layers_are_called():
     layer = ours.base_model.model.attention.k_proj
     inner = layer.base_layer, layer.lora_A['default']
     hooks = [m.register_forward_hook(lambda m, args, out: seen.append(m)) for m in inner]
-    assert furthest(results(ours, x), results(block(), x)) < 1e-6 and len(seen) == 2
+    assert furthest(results(ours, x), results(block(), x)) < NEAR and len(seen) == 2
     for h in hooks: h.remove()
     ours(x)
     assert len(seen) == 2
@@ -362,6 +368,6 @@ def losses(shards, out, calls, **settings):
 def test_a_training_has_the_same_losses(shards, tmp_path, calls):
     "Of `tiny` in NF4, with recomputing."
     ours = losses(shards, tmp_path/'ours', calls)
-    assert calls[:4] == [3, 1, 2, 1] and calls.count(3) == calls.count(2) == calls.count(1)//2
+    assert calls[:4] == [3, 1, 2, 'of two'] and len({calls.count(n) for n in (3, 1, 2, 'of two')}) == 1
     theirs = losses(shards, tmp_path/'theirs', calls, fused=False)
     assert not calls and len(ours) == 5 and max(abs(a - b)/b for a, b in zip(ours, theirs)) < 1e-5

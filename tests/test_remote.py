@@ -1,6 +1,7 @@
 "Shards and recordings at URLs: fetched whole, once, from servers that drop, refuse and dawdle; trained on as if here."
 import json, random, shutil, signal, subprocess, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -130,6 +131,17 @@ def test_shards_that_were_built_again_are_fetched_again(here, recorded, tmp_path
         build(recorded, tmp_path/'web', 'val', SMALL, max_clips=5, max_bytes=30_000)
         with pytest.raises(BadInput, match='is not what its index says.*built again'): seen(old)
         assert seen(find_split(web.url, 'val')) == seen(Shards(tmp_path/'web'/'val'))
+
+
+def test_the_other_splits_are_found(here):
+    "Training validates, and an evaluation knows what the training set teaches, as from a folder."
+    from vlmtemporal.evaluation import _open_splits
+    from vlmtemporal.watching import validation_split
+    with Served(here) as web:
+        for test, train in (_open_splits(here), _open_splits(Path(web.url))):
+            assert (test.split, train.split) == ('test', 'train')
+        assert _open_splits(Path(f'{web.url}/test'))[1] is None
+        assert validation_split(find_split(web.url, 'train')).keys == Shards(here/'val').keys
 
 
 def test_what_is_damaged_here_comes_again_or_is_told(here, tmp_path):

@@ -9,7 +9,7 @@ from vlmtemporal import train, watching
 from vlmtemporal.adapters import Adapter, bundled_adapter
 from vlmtemporal.basics import BadInput, VLMTemporalWarning, file_hash, read_json, write_json
 from vlmtemporal.carrying import carry, run_identity
-from vlmtemporal.checkpoints import check_resumable, last_checkpoint
+from vlmtemporal.checkpoints import check_resumable
 from vlmtemporal.cli import app
 from vlmtemporal.evaluation import observe
 from vlmtemporal.kernels import quiet
@@ -20,9 +20,8 @@ from vlmtemporal.trainer import TrainConfig, make_trainer
 from vlmtemporal.watching import Watch, catch_up, validate
 
 KILLS = int(os.environ.get('VLMTEMPORAL_KILLS', 2)) # ten take some minutes
-WATCHED = TrainConfig(max_steps=6, save_steps=3, micro_batch=1, accumulation=1, learning_rate=5e-3, validate_steps=2,
-                      validate_clips=3, best='validation_loss')
-SHORT = replace(WATCHED, max_steps=4, validate_steps=1, validate_clips=2)
+WATCHED = TrainConfig(max_steps=4, save_steps=3, micro_batch=1, accumulation=1, learning_rate=5e-3, validate_steps=1,
+                      validate_clips=2, best='validation_loss')
 
 APART = multiprocessing.get_context('forkserver') # imports what takes seconds once, and runs nothing of it
 APART.set_forkserver_preload(['vlmtemporal.evaluation', 'vlmtemporal.train', 'trl.trainer.sft_trainer', 'datasets',
@@ -55,14 +54,14 @@ def test_watching_leaves_no_trace(watched, shards, tmp_path):
     "The steps of a run that is watched are those of one that is not, to the bit; what was found is in the adapter."
     fit(shards, tmp_path/'run', config=replace(WATCHED, validate_steps=0, best=''))
     assert read_json(tmp_path/'run'/'history.json') == read_json(watched/'history.json')
-    here, there = (run/'checkpoints'/'checkpoint-6'/'adapter_model.safetensors' for run in (tmp_path/'run', watched))
+    here, there = (run/'checkpoints'/'checkpoint-4'/'adapter_model.safetensors' for run in (tmp_path/'run', watched))
     assert file_hash(here) == file_hash(there) and not (tmp_path/'run'/'validation.json').exists()
     rows = read_json(watched/'validation.json')
-    assert [row['step'] for row in rows] == [2, 4, 6] and all(row['clips'] == 3 for row in rows)
+    assert [row['step'] for row in rows] == [1, 2, 3, 4] and all(row['clips'] == 2 for row in rows)
     assert all(0 <= row[name] <= 1 for row in rows for name in ('OCA', 'tIoU@0.5', 'AA@1'))
     best = min(rows, key=lambda row: row['validation_loss'])
     kept = Adapter.load(watched/'adapter').training
-    assert kept['best'] == best | dict(metric='validation_loss') and kept['steps'] == 6
+    assert kept['best'] == best | dict(metric='validation_loss') and kept['steps'] == 4
     copy = watched/'best'/f"step-{best['step']}"
     assert read_json(watched/'best'/'index.json')['step'] == best['step']
     assert file_hash(watched/'adapter'/'adapter_model.safetensors') == file_hash(copy/'adapter_model.safetensors')
@@ -101,26 +100,28 @@ def _killed(process, out, draw):
     return process.exitcode == -signal.SIGKILL
 
 
-def test_stopped_in_the_middle_of_a_validation(watched, shards, tmp_path, monkeypatch):
+def test_stopped_in_the_middle_of_a_validation(watched, shards, tmp_path):
     "It is not recorded; the session saves and ends, and the next one makes it first, perhaps in another folder."
-    asked = []
-    def stop_it(loaded, examples, taxonomy):
-        asked.append(examples)
-        if len(asked) == 5: os.kill(os.getpid(), signal.SIGTERM) # in the second part of the second validation
-        return observe(loaded, examples, taxonomy)
-    run = fit(shards, tmp_path/'run', config=WATCHED, observe=stop_it)
-    assert not run.finished and run.asked and run.steps == 4 and [v['step'] for v in run.validations] == [2]
-    assert len(asked) == 5 and last_checkpoint(tmp_path/'run').name == 'checkpoint-4'
-    data = find_split(shards, 'train')
-    carried = carry([tmp_path/'run'], tmp_path/'next'/'run', data, 'tiny', WATCHED)
-    assert carried.step == 4 and read_json(carried.path/'validation.json') == list(run.validations)
+    def stopping(part):
+        asked = iter(range(100))
+        def look(loaded, examples, taxonomy):
+            if next(asked) == part: os.kill(os.getpid(), signal.SIGTERM)
+            return observe(loaded, examples, taxonomy)
+        return look
+    run = fit(shards, tmp_path/'run', config=WATCHED, observe=stopping(2)) # in the first half of the second validation
+    assert not run.finished and run.asked and run.steps == 2 and [v['step'] for v in run.validations] == [1]
+    carried = carry([tmp_path/'run'], tmp_path/'next'/'run', find_split(shards, 'train'), 'tiny', WATCHED)
+    assert carried.step == 2 and read_json(carried.path/'validation.json') == list(run.validations)
+    last = fit(shards, carried.path, config=carried.config, resume=True, observe=stopping(4)) # of the fourth, the last
+    assert last.resumed_from == 2 and not last.finished and last.steps == last.of == 4 and len(last.validations) == 3
     again = fit(shards, carried.path, config=carried.config, resume=True, observe=observe)
-    assert again.resumed_from == 4 and left(carried.path) == left(watched)
+    assert again.finished and again.resumed_from == 4 and left(carried.path) == left(watched)
 
 
 def test_no_more_memory_than_a_step(shards, tmp_path):
     "No forward of a validation has more rows, tokens or pictures than one of training; no logits of prompts are made."
-    data, config, sizes, heads = find_split(shards, 'train'), replace(WATCHED, max_steps=2, micro_batch=2), {}, []
+    data, sizes, heads = find_split(shards, 'train'), {}, []
+    config = replace(WATCHED, max_steps=1, micro_batch=2, validate_clips=6)
     with quiet():
         loaded = load_model('tiny')
         trainer = make_trainer(loaded, data, tmp_path, config)
@@ -159,7 +160,7 @@ def test_a_full_disk_costs_the_best_copy(shards, tmp_path, monkeypatch):
         if 'best' in path.parts: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         return save(loaded, path, *rest)
     monkeypatch.setattr(train, 'save_adapter', full)
-    config = replace(SHORT, max_steps=2, best='OCA')
+    config = replace(WATCHED, max_steps=2, best='OCA')
     with pytest.warns(VLMTemporalWarning) as said:
         run = fit(shards, tmp_path/'run', config=config, observe=falling([.9, .9, .5, .5]))
     texts = [str(w.message) for w in said if w.category is VLMTemporalWarning]
@@ -170,7 +171,7 @@ def test_a_full_disk_costs_the_best_copy(shards, tmp_path, monkeypatch):
 
 def test_it_waits_so_long_for_a_better_one(shards, tmp_path):
     "Two validations without: the run is finished, says why, has the best weights, and is not gone on with."
-    config = replace(SHORT, best='OCA', patience=2)
+    config = replace(WATCHED, best='OCA', patience=2)
     run = fit(shards, tmp_path/'run', config=config, observe=falling([.9, .9, .9, .9, .5, .5]))
     assert run.finished and run.steps == 3 and run.of == 4 and 'ended after step 3 of 4' in repr(run)
     assert Adapter.load(run.adapter).training['best']['step'] == 1, 'of equals the first'
@@ -189,7 +190,7 @@ def one_of_two(rank, port, *run):
 
 def test_two_processes_validate_as_one(shards, tmp_path):
     "Each asks about its share; both end at the same step, with the numbers of one process."
-    config = replace(SHORT, accumulation=2, learning_rate=1e-9, validate_clips=3, best='OCA', patience=1, save_steps=50)
+    config = replace(WATCHED, accumulation=2, learning_rate=1e-9, validate_clips=3, best='OCA', patience=1)
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
@@ -213,7 +214,7 @@ def test_where_the_curve_goes(shards, tmp_path, monkeypatch, capfd):
     class Handle:
         def update(self, picture): raise RuntimeError('no more')
     monkeypatch.setattr('IPython.display.display', lambda picture, display_id: shown.append(picture) or Handle())
-    config = replace(SHORT, max_steps=2, best='', report_to='tensorboard')
+    config = replace(WATCHED, max_steps=2, best='', report_to='tensorboard')
     run = fit(shards, tmp_path/'run', config=config, observe=observe)
     assert run.finished and len(shown) == 1 and shown[0].png[:4] == b'\x89PNG'
     assert 'step 1: validation loss' in capfd.readouterr().out and run._repr_png_()
@@ -230,7 +231,7 @@ def test_where_the_curve_goes(shards, tmp_path, monkeypatch, capfd):
 def test_nothing_to_validate_on(shards, tmp_path):
     "A run goes on without, and says so; one whose adapter depends on it is refused before anything is written."
     shutil.copytree(shards/'train', tmp_path/'train')
-    config = replace(SHORT, max_steps=1, best='')
+    config = replace(WATCHED, max_steps=1, best='')
     with pytest.warns(VLMTemporalWarning, match='nothing is validated while it trains: .* no validation split'):
         run = fit(tmp_path/'train', tmp_path/'run', config=config)
     assert run.finished and run.validations == ()

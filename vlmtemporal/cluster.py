@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['cluster']
 
-# %% ../nbs/00n_cluster.ipynb #76ac8048
-import os, platform, time, warnings
+# %% ../nbs/00n_cluster.ipynb #4603c9d1
+import os, platform, socket, time, warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -16,7 +16,7 @@ import cv2
 from . import __version__
 from .basics import BadInput, VLMTemporalError, VLMTemporalWarning, check_number, progress
 
-# %% ../nbs/00n_cluster.ipynb #a0ef5882
+# %% ../nbs/00n_cluster.ipynb #9820f670
 def _in_task(f: Callable, job: tuple, version: str) -> tuple[Any, VLMTemporalError | None, int, list[str]]:
     "One job: its result, or what is wrong; how many pieces it has done; its warnings."
     count = 0
@@ -36,7 +36,7 @@ def _other_version(version: str) -> BadInput:
     "The complaint of a machine with another version than the one that asks."
     return BadInput(f'has vlmtemporal {__version__}, not {version}', f'machine {platform.node()}', 'install the same')
 
-# %% ../nbs/00n_cluster.ipynb #9b2d8c13
+# %% ../nbs/00n_cluster.ipynb #58a636ce
 _TRIES = 3        # times that a job is begun again after its machine or its process died
 _NOBODY = 120.    # seconds that a cluster may be without a core
 
@@ -69,7 +69,7 @@ class _Queue:
         for ref in self.running:
             with suppress(Exception): self.ray.cancel(ref, force=True)
 
-# %% ../nbs/00n_cluster.ipynb #be0daca9
+# %% ../nbs/00n_cluster.ipynb #2cc9c052
 def _died(e: Exception, desc: str) -> VLMTemporalError:
     "What to say when Ray has given a job up."
     why = f'{type(e).__name__}: {(str(e).strip().splitlines() or [""])[0][:200]}'
@@ -91,7 +91,7 @@ def _run(ray: Any, f: Callable, jobs: list[tuple], desc: str, total: int) -> lis
         finally: queue.cancel()
     return results
 
-# %% ../nbs/00n_cluster.ipynb #bdb10168
+# %% ../nbs/00n_cluster.ipynb #14f8881e
 _QUIET = dict(RAY_USAGE_STATS_ENABLED='0', RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO='0')
 
 def _ray() -> Any:
@@ -101,14 +101,21 @@ def _ray() -> Any:
     except ImportError: raise BadInput('needs Ray', '--engine ray', "pip install 'vlmtemporal[ray]'") from None
     return ray
 
+def _knock(address: str):
+    "Raises `OSError` when nothing listens at HOST:PORT; Ray itself would wait for minutes."
+    host, _, port = address.removeprefix('ray://').rpartition(':')
+    if host and port.isdigit(): socket.create_connection((host.strip('[]'), int(port)), 10).close()
+
 def _connect(ray: Any, address: str | None, workers: int):
     "Connect to the cluster at an address, or start one here."
     quiet = dict(log_to_driver=False, logging_level='ERROR')
-    if address: return ray.init(address=address, **quiet)
-    if os.environ.get('RAY_ADDRESS'): return ray.init(**quiet)
+    address = address or os.environ.get('RAY_ADDRESS')
+    if address:
+        _knock(address)
+        return ray.init(address=address, **quiet)
     ray.init(address='local', num_cpus=workers, include_dashboard=False, object_store_memory=10**8, **quiet)
 
-# %% ../nbs/00n_cluster.ipynb #3e463f4e
+# %% ../nbs/00n_cluster.ipynb #1a6e2bfc
 @contextmanager
 def cluster(
     address: str | None = None, # of a cluster: HOST:PORT, ray://HOST:PORT or 'auto'; None: one is started here
@@ -123,7 +130,7 @@ def cluster(
     ours = not ray.is_initialized()
     if ours:
         try: _connect(ray, address, workers)
-        except (ConnectionError, RuntimeError, ValueError) as e:
+        except (OSError, RuntimeError, ValueError) as e:
             why = (str(e).splitlines() or [''])[0][:200]
             fix = 'start one with `ray start --head`'
             raise BadInput(f'no Ray cluster answers ({why})', address or 'ray', fix) from None

@@ -30,7 +30,7 @@ from .recordings import sessions
 from .results import (MethodPredictions, Provenance, Result, SessionPredictions, evidence_hash,
                                  prediction_from_dict)
 from .sessions import Session, person
-from .shards import Example, Shards, decode, find_split, jpeg, pack, sessions_root
+from .shards import Example, Shards, decode, find_split, has_split, jpeg, pack, sessions_root
 from .timeline import TimelinePrior, WindowPredictions, predict_windows
 from .tower_file import TowerClips
 
@@ -353,7 +353,7 @@ def provenance(
 def _open_splits(shards: Path) -> tuple[Shards, Shards | None]:
     "The test split, and the training split where it is there."
     test = find_split(shards, 'test')
-    train = find_split(shards, 'train') if (shards/'train').is_dir() else None
+    train = find_split(shards, 'train') if has_split(shards, 'train') else None
     if train and train.taxonomy != test.taxonomy:
         differs = f'{train.taxonomy.name}, test {test.taxonomy.name}: {train.taxonomy.unlike(test.taxonomy)}'
         raise BadInput(f'train speaks the taxonomy {differs}', shards, 'build them together')

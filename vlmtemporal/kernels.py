@@ -687,13 +687,16 @@ def unpack(
 ) -> int:   # how many
     "Turn NF4 weights into ones of the format in which they were loaded, of the same values, in place."
     import torch
+    from torch.nn.functional import pad
     done = 0
     for parent in list(part.modules()):
         for name, layer in parent.named_children():
             if not _is_nf4(layer): continue
+            values = _values(layer)
+            values = pad(values, (0, layer.in_features - values.shape[1])) # of one that was widened
             dense = torch.nn.Linear(layer.in_features, layer.out_features, bias=False, device='meta')
             dense.train(layer.training)
-            dense.weight, dense.bias = torch.nn.Parameter(_values(layer), requires_grad=False), layer.bias
+            dense.weight, dense.bias = torch.nn.Parameter(values, requires_grad=False), layer.bias
             setattr(parent, name, dense)
             done += 1
     return done

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'Example', 'cut', 'jpeg', 'pack', 'encode', 'decode', 'write_shard', 'write_shards', 'finished_index',
-           'write_index', 'Member', 'Shards', 'find_split', 'split_folders', 'source_hash', 'note_sessions',
-           'sessions_root', 'verify']
+           'write_index', 'Member', 'Shards', 'find_split', 'split_folders', 'has_split', 'beside', 'source_hash',
+           'note_sessions', 'sessions_root', 'verify']
 
 # %% ../nbs/01n_shards.ipynb #d31128a9
 import io, json, math, os, tarfile, zlib
@@ -405,6 +405,28 @@ def split_folders(
     found = [path/name for name in SPLIT_NAMES if (path/name).is_dir()]
     if not found: raise BadInput('holds no shards', path, 'build them with `vlmtemporal build ROOT OUT`')
     return found
+
+# %% ../nbs/01n_shards.ipynb #59cbfd05
+def has_split(
+    path: str | Path, # what `build` wrote, or its URL
+    split: str,       # 'train', 'val' or 'test'
+) -> bool:
+    "Is this split below it?"
+    url = address(path)
+    if not url: return (plain(path)/split).is_dir()
+    try: return _mirror(f'{url}/{split}').is_dir()
+    except NotThere: return False
+
+def beside(
+    shards: Shards,
+    split: str, # 'train', 'val' or 'test'
+) -> Path:      # of a data set at a URL: where that folder is kept
+    "The folder of another split of the same data set, whether or not it is there."
+    url = url_of(shards.path/'index.json')
+    if not url: return shards.path.resolve().parent/split
+    place = f"{url.rsplit('/', 2)[0]}/{split}"
+    try: return _mirror(place)
+    except NotThere: return place_of(f'{place}/index.json').parent
 
 # %% ../nbs/01n_shards.ipynb #83f09549
 _NOTE = 'sessions.json'

@@ -409,7 +409,8 @@ class TowerMemory:
         device = next(loaded.tower.parameters()).device
         if device.type != 'cuda': return
         if self.file: self._later = _Later(self.file, _Fetch())
-        fast = torch.cuda.get_device_capability(device) >= (8, 0)
+        large = trainer.args.train_batch_size > 2 # with less, memory counts, of which graphs want their own
+        fast = large and torch.cuda.get_device_capability(device) >= (8, 0)
         if fast and hasattr(loaded.tower.config, 'window_size'): self.alone.compute = Replay(self.alone.compute)
     def collator(self, inner: Callable) -> Callable:
         "A collator that finds in the file what it can."

@@ -23,7 +23,7 @@ from .clips import kind_of
 from .kernels import TowerNotes
 from .loading import LoadedModel
 from .operations import Taxonomy
-from .shards import Example, Shards
+from .shards import Example, Shards, beside
 from .trainer import BEST, LINES, TrainConfig, rank, training_set, world
 
 # %% ../nbs/02o_watching.ipynb #8bc0596c
@@ -31,7 +31,7 @@ def validation_split(
     train: Shards,
 ) -> Shards:
     "The validation split beside a training split. Raises `BadInput` when there is none that goes with it."
-    path, fix = train.path.resolve().parent/'val', 'build all splits with `vlmtemporal build ROOT OUT`'
+    path, fix = beside(train, 'val'), 'build all splits with `vlmtemporal build ROOT OUT`'
     if not (path/'index.json').exists(): raise BadInput('there is no validation split', path, fix)
     val = Shards(path)
     if val.split != 'val' or not len(val): raise BadInput('is no validation split with clips', path, fix)
@@ -307,6 +307,7 @@ class Watch:
         self.rows: list[dict] = []                # the validations so far
         self.clock = time.monotonic(), 0          # when the training went on, and at which step
         self.said: set[str] = set()               # what is said once
+        self.interrupted = False                  # the last validation was ended before it was finished
         self.val: Shards | None = None
         self.absent = ''                          # why there is none
         if not config.validate_steps: return
@@ -391,6 +392,7 @@ def validate(
     "Validate after the step at which the trainer stands."
     begin, trainer = time.monotonic(), watch.trainer
     found, wrong = _measured(watch)
+    watch.interrupted = found is None
     if found is None: return False
     if wrong: watch.say('wrong', f'step {trainer.state.global_step}: not all was validated, {wrong}')
     if not found: return True
