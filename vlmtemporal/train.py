@@ -234,7 +234,8 @@ def _trained_to_end(watch: Watch, checkpoint: Path | None) -> bool:
     if checkpoint and (not ready or watch.over or is_final(checkpoint)):
         restore(trainer, checkpoint) # the Trainer would take a step too many
     else: trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return ready and (watch.over or trainer.state.global_step == trainer.state.max_steps)
+    lacks = watch.interrupted and watch.config.best # the best one may be the last
+    return ready and not lacks and (watch.over or trainer.state.global_step == trainer.state.max_steps)
 
 # %% ../nbs/02_train.ipynb #d4e5f6a7
 def _finish(watch: Watch, train: Shards, history: list[dict], float32_modules: list[str]) -> dict | None:
