@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from vlmtemporal import elementwise, kernels
 from vlmtemporal.backbones import bundled_model
 from vlmtemporal.basics import BadInput, VLMTemporalWarning
-from vlmtemporal.elementwise import gated, turned
+from vlmtemporal.elementwise import gated, gated_back, turned
 from vlmtemporal.loading import load_model
 from vlmtemporal.shards import Shards
 from vlmtemporal.trainer import TrainConfig, make_trainer, save_adapter
@@ -56,6 +56,9 @@ def test_interpreted_gate(columns, dtype):
     assert all(a.dtype == dtype and apart(a, b) < TOLERANCE[dtype] for a, b in zip(found, right))
     kept = gate.detach().clone()
     assert torch.equal(gated(kept, up.detach(), out=kept), ours) and torch.equal(kept, ours)
+    spent = d.contiguous().clone()
+    to_gate, to_up = gated_back(gate.detach(), up.detach(), spent)
+    assert torch.equal(to_gate, found[1]) and torch.equal(to_up, found[2]) and to_up.data_ptr() == spent.data_ptr()
 
 
 @interpreted

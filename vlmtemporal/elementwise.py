@@ -105,11 +105,12 @@ def _gate_triton(gate, up, out=None):
            BLOCK=_BLOCK)
     return out
 
-def _gate_back_triton(gate, up, d):
-    "The derivatives of both, by the kernel."
+def _gate_back_triton(gate, up, d, over: bool = False):
+    "The derivatives of both, by the kernel; the second one over `d` where that may be."
     import torch
+    to_gate = torch.empty_like(gate, memory_format=torch.contiguous_format)
+    to_up = d if over and d.is_contiguous() and d.dtype == up.dtype else torch.empty_like(to_gate)
     g, u, d = _rows(gate), _rows(up), _rows(d)
-    to_gate, to_up = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (gate, up))
     blocks = -(-g.shape[1]//_BLOCK)
     _start(_gate_back_kernel, len(g)*blocks, g, g, u, d, to_gate, to_up, g.shape[1], g.stride(0), u.stride(0),
            d.stride(0), blocks, BLOCK=_BLOCK)
@@ -144,7 +145,7 @@ def _gate_torch(gate, up, out=None):
     y = silu(_wide(gate)).mul_(_wide(up)).to(gate.dtype)
     return y if out is None else out.copy_(y)
 
-def _gate_back_torch(gate, up, d):
+def _gate_back_torch(gate, up, d, over: bool = False):
     "The derivatives of both."
     import torch
     g, wide = _wide(gate), _wide(d)
@@ -238,10 +239,10 @@ def gated(
 def gated_back(
     gate,  # (..., n)
     up,    # (..., n), in the same format
-    d,     # (..., n), the gradient of `gated(gate, up)`
+    d,     # (..., n), the gradient of `gated(gate, up)`; may be written over
 ) -> tuple: # (..., n) twice: the gradients of both
     "Takes the gradient of a gate apart."
-    return _ways(gate).gate_back(gate, up, d)
+    return _ways(gate).gate_back(gate, up, d, over=True)
 
 # %% ../nbs/02m_elementwise.ipynb #54dd5852
 def turned(

@@ -121,7 +121,7 @@ def low_rank(
 class Made(NamedTuple):
     "How an input is made of two tensors."
     make: Callable   # of both: the input
-    unmake: Callable # of both and the gradient of the input: the gradients of both
+    unmake: Callable # of both and the gradient of the input, which may be written over: the gradients of both
 
 class _OfTwo(torch.autograd.Function):
     "`_forward` and `_backward` of one layer whose input is made of two tensors, which are kept in its place."
@@ -138,6 +138,7 @@ class _OfTwo(torch.autograd.Function):
         with torch.autocast(one.device.type, enabled=False):
             x = ctx.made.make(one, two)
             of_x, of_A, of_B = _backward(x, thin, [ctx.layer._replace(A=A, B=B)], [grad], True)
+            del x # makes room
             return *ctx.made.unmake(one, two, of_x), None, None, of_A, of_B
 
 # %% ../nbs/02l_lora.ipynb #826056b3
