@@ -161,6 +161,7 @@ def counter():
     def bytes_of(values) -> int: return sum(size(x) for x in tree_leaves(values) if isinstance(x, torch.Tensor))
     def is_view(op) -> bool:
         return any(r.alias_info is not None and not r.alias_info.is_write for r in op._schema.returns)
+    in_place = {f'{name}_': flop_registry[getattr(torch.ops.aten, name)] for name in ('addmm', 'baddbmm')}
     class Counter(TorchDispatchMode):
         inside = False
         def __init__(self):
@@ -177,7 +178,7 @@ def counter():
             finally: Counter.inside = False
             name = func.overloadpacket.__name__
             if is_view(func) or name in COSTLESS: return out
-            formula = flop_registry.get(func.overloadpacket)
+            formula = flop_registry.get(func.overloadpacket) or in_place.get(name)
             flops, more = (formula(*args[:OPERANDS.get(name)], out_val=out), 0) if formula else _known(name, args)
             self.add(name, flops, bytes_of((args, kwargs)) + bytes_of(out) + more)
             return out
