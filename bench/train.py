@@ -11,7 +11,8 @@ process of its own on the same examples in the same order, and few of them, so t
 A row is `how:micro-batch` and perhaps settings of `TrainConfig`: `ours:8:fused=false:kept_layers=12`. `stock` is TRL's
 trainer as everyone sets it up, with float32 adapters, without which fp16 dies; `ours` is this library's, `sdpa` ours
 with transformers' own attention, `unsloth` the program that --unsloth names; `ours:best` is cut up as `preflight`
-chooses. A setting that this version does not have is said and passed over. Tables:
+chooses. `replay=false` takes the CUDA graph of the tower away, which a T4 does not get, and `processes=2` runs two. A
+setting that this version does not have is said and passed over. Tables:
 
     main     stock, ours and Unsloth at some micro-batches: seconds in the first epoch and later, memory, losses
     off      ours with one piece after the other switched off
@@ -130,7 +131,7 @@ def config_of(micro: int, effective: int, settings: dict, steps: int):
     known = {f.name for f in fields(TrainConfig)}
     if unknown := sorted(settings.keys() - known): raise SystemExit(f'no setting {", ".join(unknown)} in this version')
     asked = dict(max_steps=max(SCHEDULE, steps), micro_batch=micro, accumulation=effective//micro, warmup=0,
-                 lora_dropout=0) | settings
+                 lora_dropout=0, validate_steps=0) | settings
     return train_config(settings=[f'{k}={v}' for k, v in asked.items()])
 
 
@@ -302,16 +303,18 @@ class Watch:
 def one(row: str, kind: str, model: str, shards: str, steps: int, effective: int, examples: int) -> dict:
     "Seconds of every optimiser step, memory and losses of one recipe; with `counts` and `profile` of one micro-batch."
     import torch
-    from vlmtemporal import loading, trainer as ours
+    from vlmtemporal import loading, tower_file, trainer as ours
     from vlmtemporal.shards import Shards
     as_on_a_t4()
     how, micro, settings = parsed(row)
     if how not in ('stock', 'ours', 'sdpa'): raise SystemExit(f'no recipe {how}; use stock, ours, sdpa or unsloth')
     settings.pop('processes', None)
+    if settings.pop('replay', 'true') == 'false' or kind == 'counts': # torch counts nothing inside a CUDA graph
+        tower_file.Replay = lambda compute: compute
     if how == 'sdpa': loading.attention_names = lambda: 'sdpa'
     if kind != 'run': effective, steps = micro, 4
     epoch = 2 if kind != 'run' else examples//effective # steps
-    config = config_of(micro, effective, settings, steps)
+    config = config_of(micro, effective, settings, SCHEDULE if kind == 'run' else examples)
     rows, begin = list(range(epoch*effective)), time.perf_counter()
     with tempfile.TemporaryDirectory() as out:
         if how == 'stock': trainer = stock(model, Shards(shards), Path(out), config, rows)
@@ -477,7 +480,7 @@ def rows_of(a, name: str) -> list[str]:
     "The rows of a table, where --rows does not say."
     unsloth = [f'unsloth:{m}' for m in (8, 16)] if a.unsloth else []
     micro = min(8, a.effective)
-    off = ('fused=false', 'tower_bits=4', 'tower_bits=16', 'tower_cache=0', 'kept_layers=0', 'kept_layers=8')
+    off = ('fused=false', 'tower_bits=16', 'tower_cache=0', 'replay=false', 'kept_layers=6')
     return dict(
         main=['stock:2', 'ours:2', 'ours:8', 'ours:16', 'ours:best', *unsloth],
         off=[f'ours:{micro}', *(f'ours:{micro}:{s}' for s in off)],
@@ -502,7 +505,7 @@ def arguments():
     p.add_argument('--tables', default='')
     p.add_argument('--rows', default='', help='rows of every table, by commas')
     p.add_argument('--steps', type=int, default=6)
-    p.add_argument('--examples', type=int, help='in the data set; half of the steps are an epoch when absent')
+    p.add_argument('--examples', type=int, help='in the data set; for half of the steps when absent, or for two')
     p.add_argument('--effective', type=int, default=16, help='examples in an optimiser step')
     p.add_argument('--model')
     p.add_argument('--out', type=Path)
@@ -513,7 +516,7 @@ def arguments():
     p.add_argument('--launch', type=int, help=argparse.SUPPRESS)
     a = p.parse_args()
     a.tables = a.tables or ('pieces' if a.rows else 'main')
-    a.examples = a.examples or a.effective*max(a.steps//2, 1)
+    a.examples = a.examples or a.effective*max(a.steps//2, 2)
     return a
 
 

@@ -178,7 +178,7 @@ def test_two_visible_gpus_get_a_process_each(shards, tmp_path, monkeypatch):
     said = []
     run = train_here(place(tmp_path/'working', shards), None, 'tiny', SHORT, say=said.append)
     assert run.finished and Adapter.load(run.adapter).training['processes'] == 2
-    assert any(line.startswith('preflight: 2 x 1,') for line in said), said
+    assert any(line.startswith('preflight: 1 x 2 examples a step') for line in said), said
     assert any(line.endswith(', 2 processes') for line in said), said
     config = Adapter.load(run.adapter).training['config']
     assert (config['micro_batch'], config['accumulation']) == (1, 2)

@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlmtemporal import train, trainer
+from vlmtemporal import trainer
 from vlmtemporal.adapters import Adapter, bundled_adapter
 from vlmtemporal.basics import BadInput, VLMTemporalError, VLMTemporalWarning, file_hash
 from vlmtemporal.checkpoints import MARKER, last_checkpoint
 from vlmtemporal.loading import load_model
-from vlmtemporal.memory import Measured
 from vlmtemporal.publishing import merge, publish
 from vlmtemporal.runtime import Runtime
 from vlmtemporal.shards import Shards
@@ -364,34 +363,3 @@ def test_an_adapter_remembers_what_runs_in_float32(cli, shards, tmp_path):
     assert out == [torch.float32] and torch.isfinite(logits).all()
     about.write_text(json.dumps(facts | dict(float32_modules=['nowhere'])))
     with pytest.raises(BadInput, match='nowhere'): load_model('tiny', run.adapter, dtype=torch.float16)
-
-
-def test_preflight_halves_what_does_not_fit(shards, monkeypatch):
-    "A card that is smaller than the paper thinks: a plain sentence with numbers only where nothing fits."
-    room, tried = 4, []
-    def small(work):
-        tried.append(1)
-        if len(tried) < room: raise torch.OutOfMemoryError('planted')
-        return Measured(1., None)
-    monkeypatch.setattr(train, 'measure', small)
-    p = train.preflight(shards)
-    assert len(tried) == 4 and p.micro_batch == 2 and p.micro_batch*p.accumulation == 16
-    room = 99
-    tried.clear()
-    with pytest.raises(BadInput, match='one example at a time does not fit 14.6 GiB'): train.preflight(shards)
-    assert len(tried) == 5
-
-
-@pytest.mark.parametrize('kept, faster', [(3., False), (.5, True)])
-def test_preflight_takes_the_faster_way(shards, monkeypatch, kept, faster):
-    "With memory to watch, layers that keep what they computed are tried too, and taken when they save time."
-    tried = []
-    def step(model, data, config, rows):
-        tried.append((config.micro_batch, config.gradient_checkpointing))
-        assert config.micro_batch*config.accumulation == 16 == len(rows)
-        return Measured(1. if config.gradient_checkpointing else kept, 5.)
-    monkeypatch.setattr(train, '_one_step', step)
-    p = train.preflight(shards)
-    assert tried == [(16, True), (16, False)] and p.gradient_checkpointing is not faster
-    config = p.config(TrainConfig(seed=3))
-    assert config.seed == 3 and config.gradient_checkpointing is not faster and config.micro_batch == 16

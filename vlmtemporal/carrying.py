@@ -28,7 +28,7 @@ def run_identity(shards: Shards, model: str | Path, config: TrainConfig) -> dict
                 shards=[s['sha256'] for s in shards.index['shards']])
 
 # %% ../nbs/02j_carrying.ipynb #2338e62a
-CUT = ('micro_batch', 'accumulation', 'gradient_checkpointing', 'kept_layers')
+CUT = ('micro_batch', 'accumulation', 'gradient_checkpointing', 'kept_layers', 'tower_bits')
 
 def as_begun(config: TrainConfig, before: dict) -> TrainConfig:
     "The same settings, cut up as those of a run that was begun, when a step of it has as many examples."

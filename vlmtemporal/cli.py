@@ -512,18 +512,22 @@ def train(
     processes: Annotated[int, _count('--processes', 1, 64, "GPUs that train together: 2 on Kaggle's T4 x2.")] = 1,
     begin: Annotated[str | None, typer.Option(
         '--from', metavar='ADAPTER', help='Begin with the weights of this adapter; of any operations.')] = None,
+    preflight: Annotated[bool, typer.Option('--preflight', help=(
+        'Try first how the run is best cut up for this card, say how long it takes, and train so.'))] = False,
 ):
     "Fine-tune with QLoRA; checkpoints every 50 steps; survives being killed."
     from vlmtemporal.borrowed import end_with_parent
     from vlmtemporal.evaluation import observe
     from vlmtemporal.shards import find_split
-    from vlmtemporal.train import fit, launch, train_config
+    from vlmtemporal.train import cut_first, fit, launch, train_command, train_config
     from vlmtemporal.trainer import check_run, rank
     end_with_parent()
     wanted = train_config(config, [*(settings or ()), *([f'start={begin}'] if begin else [])])
+    if preflight: wanted = cut_first(find_split(shards, 'train'), out, model, wanted, processes, typer.echo)
     if processes > 1 and 'RANK' not in os.environ:
         check_run(wanted, len(find_split(shards, 'train')), processes)
-        raise typer.Exit(launch([sys.executable, '-m', 'vlmtemporal.cli', *sys.argv[1:]], processes))
+        command = train_command(shards, out, model, wanted, processes, resume)
+        raise typer.Exit(launch([sys.executable, '-m', 'vlmtemporal.cli', *command], processes))
     run = fit(shards, out, model, wanted, resume, observe=observe)
     resumed = f' (resumed from step {run.resumed_from})' if run.resumed_from else ''
     if not run.finished:
@@ -543,18 +547,19 @@ def preflight(
     config: Config = None,
     settings: Set = None,
     vram: Annotated[float, _number('--vram', 1, 10**4, "GB on the card's label.")] = 16.,
+    processes: Annotated[int, _count('--processes', 1, 64, 'GPUs that train together, each of that size.')] = 1,
+    hours: Annotated[float | None, _number('--hours', 1e-3, 10**5, 'Hours that there are; what is left of the '
+                                           'session when absent.')] = None,
     as_json: Json = False,
 ):
-    "Will it fit, and how is it fastest? Memory on paper, then real optimiser steps."
+    "Will it fit, how is it fastest, and how long does it take? Memory on paper, then real passes through the model."
     from vlmtemporal.borrowed import end_with_parent
     from vlmtemporal.train import preflight, train_config
     end_with_parent()
-    p = preflight(shards, model, vram, train_config(config, settings or ()))
-    measured = f'{p.measured.peak:.2f} GiB measured' if p.measured.peak else 'memory is not measured on a CPU'
-    advice = (f'train with --micro-batch {p.micro_batch} --accumulation {p.accumulation} '
-              f'--gradient-checkpointing {str(p.gradient_checkpointing).lower()}')
-    _emit(as_json, p.to_dict(), f'{p.paper._repr_markdown_()}\n\nmicro-batch {p.micro_batch} x {p.accumulation}: '
-                                f'{p.measured.seconds:.1f} s a step, {measured}, {p.vram:.2f} GiB there\n{advice}')
+    p = preflight(shards, model, vram, train_config(config, settings or ()), processes, hours)
+    options = ' '.join(f"--{name.replace('_', '-')} {str(value).lower()}" for name, value in p.cut().items())
+    told = '\n'.join([p.plan.paper._repr_markdown_(), '', *p.lines, f'train with {options}'])
+    _emit(as_json, p.to_dict(), told)
 
 # %% ../nbs/04j_cli.ipynb #e6548675
 def _fitted(c) -> str:

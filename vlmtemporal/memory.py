@@ -22,6 +22,8 @@ class Budget:
     rows: dict[str, float]
     tokens: int      # of one example
     trainable: int   # adapter weights
+    kept: float = 0. # GiB of what layers keep for the backward pass
+    pictures: int = 0 # of the tokens, those of the pictures
     @property
     def total(self) -> float:
         "GiB in all."
@@ -69,7 +71,7 @@ def _kept(layers: list[tuple[int, int]], hidden: int) -> int:
     queries, inner = layers[0][1], layers[4][1]
     norms = 2*2*hidden # what two norms are given, and what they give
     attention = 4*queries + 2*hidden
-    return 2*(norms + attention + 3*inner)
+    return 2*(norms + attention + 2*inner)
 
 # %% ../nbs/02e_memory.ipynb #7a344b15
 def budget(
@@ -93,7 +95,7 @@ def budget(
     widest = sum(b for _, b in layers) + 6*t.hidden_size # numbers that one layer makes of a token
     whole = min(kept_layers, depth) if checkpointing else depth # layers that keep all
     each = _kept(layers, t.hidden_size) if fused else widest*4 # bytes that such a layer keeps of a token
-    passes = each + 2*widest if fused else 6*widest # with its gradients
+    passes = each + 2*layers[4][1] + 2*widest if fused else 6*widest # with one product more, and its gradients
     kept = micro_batch*tokens*((depth - whole)*t.hidden_size*2 + whole*each)/GIB
     passing = {
         'one layer recomputed' if whole < depth else 'one layer backwards': micro_batch*tokens*passes/GIB,
@@ -107,7 +109,7 @@ def budget(
         f'kept by {whole} of {depth} layers, inputs of the others' if whole else 'layer inputs kept': kept,
         f'largest that passes: {largest}': passing[largest],
         'CUDA context': CONTEXT,
-    }, tokens, trainable)
+    }, tokens, trainable, kept, tokens - text_tokens)
 
 # %% ../nbs/02e_memory.ipynb #c3aef57f
 def choose_micro_batch(
