@@ -318,6 +318,7 @@ def one(row: str, kind: str, model: str, shards: str, steps: int, effective: int
     config = config_of(micro, effective, settings, SCHEDULE if kind == 'run' else examples)
     rows, begin = list(range(epoch*effective)), time.perf_counter()
     with tempfile.TemporaryDirectory() as out:
+        if 'MASTER_PORT' in os.environ: out = Path(shards).parent/f"run-{os.environ['MASTER_PORT']}" # one for all
         if how == 'stock': trainer = stock(model, Shards(shards), Path(out), config, rows)
         else: trainer = ours.make_trainer(loading.load_model(model), Shards(shards), Path(out), config, rows=rows)
         trainer.args.save_strategy = 'no'
