@@ -1,4 +1,4 @@
-"""The README's picture: a recording that the small model's adapter was not trained on, its labels, and what the adapter says.
+"""The README's picture: a recording of somebody whom the small model does not know, its labels, and what it says.
 
     python tools/picture.py        # writes nbs/images/timeline.png, in a minute or two
 """
