@@ -96,6 +96,22 @@ def test_every_module_has_one_notebook():
     assert modules == set(PAGES) and len(PAGES) == sum(module_of(nb) is not None for nb in NOTEBOOKS)
 
 
+def drawn_nodes(text: str) -> list[str]:
+    "The nodes of all Mermaid graphs in a text that carry no label of their own."
+    graphs = re.findall(r'^```mermaid\n(.*?)^```', text, re.MULTILINE | re.DOTALL)
+    lines = [line.strip() for g in graphs for line in g.splitlines() if not re.match(r' *(graph|subgraph|end)\b', line)]
+    nodes = [node.strip() for line in lines for node in line.split('-->')]
+    labelled = {node.partition('[')[0] for node in nodes if '[' in node}
+    return [node for node in nodes if '[' not in node and node not in labelled]
+
+
+def test_drawings_name_modules():
+    text = (ROOT/'ARCHITECTURE.md').read_text()
+    nodes = drawn_nodes(text)
+    assert len(nodes) > 150 and set(nodes) <= set(PAGES), set(nodes) - set(PAGES)
+    assert drawn_nodes('```mermaid\ngraph LR\n  a[one] --> b --> c\n  a --> d\n```') == ['b', 'c', 'd']
+
+
 def test_imports_go_one_way():
     assert violations(ROOT/'vlmtemporal') == {}
     check_no_cycle(ROOT/'vlmtemporal')
