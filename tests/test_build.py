@@ -80,8 +80,9 @@ def test_killed_anywhere_and_run_again_it_ends_in_the_same_bytes(mock, tmp_path)
         workers = str(1 + i % 2)
         p = subprocess.Popen([*command, out, '--workers', workers], stdout=subprocess.DEVNULL,
                              stderr=subprocess.PIPE, start_new_session=True)
-        share = draw.uniform(.1, 1) if i else .3 # the first one is killed, also where the machine has become faster
-        try: p.wait(share*took*(2 if workers == '1' else 1))
+        share = draw.uniform(.1, 1)
+        while not i and p.poll() is None and not (out/'.parts').exists(): time.sleep(.02)
+        try: p.wait(share*took*(2 if workers == '1' else 1) if i else .2)
         except subprocess.TimeoutExpired: killed += 1
         p.send_signal(signal.SIGKILL)
         p.wait()
