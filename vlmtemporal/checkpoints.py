@@ -88,13 +88,17 @@ def _same_model(a: dict, b: dict) -> bool:
     return a.get('model') == b.get('model') or (same_folder and Path(a['model']).samefile(b['model']))
 
 # %% ../nbs/02g_checkpoints.ipynb #6e16c229
+def _same_setting(name: str, a: object, b: object) -> bool:
+    "Is it one value? Of a folder, however its path is written."
+    return a == b or name == 'start' and bool(a and b) and Path(str(a)).resolve() == Path(str(b)).resolve()
+
 def differences(
     this: dict,   # what makes a run what it is
     before: dict, # the same of another, from `begun_with`
 ) -> list[str]:
     "In what one run is not the other; an empty list when they are one."
     differs = [] if _same_model(this, before) else ['model']
-    settings = [k for k, v in this['config'].items() if before['config'][k] != v]
+    settings = [k for k, v in this['config'].items() if not _same_setting(k, before['config'][k], v)]
     if settings: differs.append(f'config ({", ".join(settings)})')
     return differs + [k for k in this if k not in ('model', 'weights', 'config') and this[k] != before.get(k)]
 
@@ -108,9 +112,12 @@ def check_resumable(
     "Raises `BadInput` when the folder holds another run, or this one and nobody asked to go on with it."
     if not Path(out, 'run.json').exists(): return
     if not resume: raise BadInput('holds a run already', out, 'say --resume to go on with it, or choose another folder')
-    differs = differences(this, begun_with(out, defaults or this['config']))
-    if differs:
-        raise BadInput(f'was started with another {", ".join(differs)}', out, 'give the same, or choose another folder')
+    before = begun_with(out, defaults or this['config'])
+    differs = differences(this, before)
+    if not differs: return
+    then = [f'{k}={v}' for k, v in before['config'].items() if not _same_setting(k, v, this['config'].get(k, v))]
+    same = f'give the same ({" ".join(then)})' if then else 'give the same'
+    raise BadInput(f'was started with another {", ".join(differs)}', out, f'{same}, or choose another folder')
 
 # %% ../nbs/02g_checkpoints.ipynb #f80e52f3
 def is_final(checkpoint: Path) -> bool:
