@@ -307,8 +307,8 @@ def _progress_line():
 # %% ../nbs/02h_trainer.ipynb #4ab5d9c5
 LINES = 'VLMTEMPORAL_LINES' # seconds between two lines, in the environment of a training process
 
-def _progress_lines(every: float):
-    "A callback that prints a line every so many seconds: step, loss, time."
+def _progress_lines(every: float, where=None):
+    "A callback that prints a line every so many seconds, to `where` or stdout: step, loss, time."
     from transformers import TrainerCallback
     class Lines(TrainerCallback):
         def on_train_begin(self, args, state, control, **_):
@@ -320,8 +320,14 @@ def _progress_lines(every: float):
             self.said, pace = now, (now - self.begin)/max(done, 1)
             left = pace*(state.max_steps - state.global_step)/60
             print(f"step {state.global_step} of {state.max_steps}: loss {logs['loss']:.3f}, {pace:.1f} s a step, "
-                  f'{left:.0f} min left', flush=True)
+                  f'{left:.0f} min left', file=where, flush=True)
     return Lines()
+
+def _progress():
+    "Lines where they are asked for, or where nobody sees a bar: in a log; else a bar."
+    if LINES in os.environ: return _progress_lines(float(os.environ[LINES]))
+    kernel = 'IPython' in sys.modules and hasattr(sys.modules['IPython'].get_ipython(), 'kernel')
+    return _progress_line() if kernel or sys.stderr.isatty() else _progress_lines(60, sys.stderr)
 
 # %% ../nbs/02h_trainer.ipynb #2c7b7926
 def _loss_guard(trainer, out: Path, config: TrainConfig):
@@ -557,8 +563,7 @@ def make_trainer(
     trainer = _trainer_class(shards, out, config, memory)(
         model=loaded.model, args=_arguments(config, out), train_dataset=training_set(shards, rows, looks),
         processing_class=loaded.processor, peft_config=lora,
-        callbacks=[_progress_lines(float(os.environ[LINES])) if LINES in os.environ else _progress_line(),
-                   stopper, looks.callback()])
+        callbacks=[_progress(), stopper, looks.callback()])
     trainer.stopper = stopper
     _begin_with(trainer, shards, config, loaded)
     trainer.data_collator = Collator(trainer.data_collator, compute_dtype())

@@ -95,10 +95,10 @@ def best_of(
     validations: Sequence[dict], # in order
     name: str,                   # one of `BEST`
 ) -> dict | None:                # None where none has this value as a number
-    "The best validation; of equals the first."
+    "The best validation; of equals the one with the lower loss, then the first."
     found = [v for v in validations if math.isfinite(v.get(name, math.nan))]
     sign = -1 if BEST[name] else 1
-    return min(found, key=lambda v: sign*v[name], default=None)
+    return min(found, key=lambda v: (sign*v[name], v.get('validation_loss', math.inf)), default=None)
 
 def waited(
     validations: Sequence[dict],
