@@ -179,6 +179,13 @@ BROKEN = { # what is done to results.json, and what the error says
     'no prediction': (lambda d: d.update(methods=d['methods'][2:]), 'is no evaluation'),
     'an odd operation': (lambda d: d['methods'][0]['predictions'][0].update(dominant_operation='Juggle'), "'Juggle'"),
     'another taxonomy': (lambda d: d.update(taxonomy='openpack'), 'is no operation of openpack'),
+    'clips of no frames': (lambda d: [c.update(n_frames=0) for c in d['clips']], 'is no evaluation'),
+    'a clip without a start': (lambda d: d['clips'][0].update(start=None), 'is no evaluation'),
+    'frames beyond number': (lambda d: d['clips'][0].update(n_frames=10**400), 'is no evaluation'),
+    'a word as probability': (lambda d: d['methods'][0]['predictions'][0]['probabilities'].update(Tape='much'),
+                              'is no evaluation'),
+    'no probabilities': (lambda d: d['methods'][1]['predictions'][0].update(probabilities=None), 'is no evaluation'),
+    'a word as frame': (lambda d: d['train'][0]['temporal_segment'].update(end_frame='x'), 'is no evaluation'),
     'nothing': (lambda d: d.clear(), 'is no evaluation')}
 
 
@@ -275,6 +282,12 @@ def test_a_changed_window_and_a_lost_session(long, tmp_path):
     assert changed(lambda d: d['timeline_priors']['fine-tuned'].update(emission_scale=9.)).changed
     for harm in (lambda d: d['timelines']['windows']['base'].pop(), lambda d: d['timelines']['sessions'].pop(),
                  lambda d: d['timelines']['windows']['base'][0]['starts'].pop(),
+                 lambda d: d['timelines'].update(sessions=[], windows={'base': []}),
+                 lambda d: d['timelines'].update(sessions=[]), lambda d: d['timelines'].update(windows={}),
+                 lambda d: d['timelines']['sessions'][0].update(start=None),
+                 lambda d: d['timelines']['windows']['base'][0]['next'].update(Tape='much'),
+                 lambda d: d['timelines']['windows']['base'][0].update(duration=None),
+                 lambda d: d['timeline_priors']['fine-tuned'].update(em_iterations=1.5),
                  lambda d: d['timeline_priors']['fine-tuned'].pop('grammar')):
         with pytest.raises(BadInput, match='is no evaluation'): changed(harm)
     with pytest.raises(BadInput, match='Juggle'):
@@ -774,6 +787,18 @@ def test_eval_from_results(cli, written, tmp_path):
     (tmp_path/'none.json').write_text('{}')
     code, out, err = cli('eval', tmp_path/'none.json', tmp_path/'x')
     assert code == 2 and 'is no evaluation' in err and not (tmp_path/'x').exists()
+
+
+def test_eval_refuses_a_file_as_out(monkeypatch, written, tmp_path):
+    "Before any model is asked, and where a file stands above the folder, too."
+    from vlmtemporal import cli, eval as whole
+    def never(*args, **options): raise AssertionError('asked')
+    for name in ('evaluate', 'rescore'): monkeypatch.setattr(whole, name, never)
+    (tmp_path/'taken').write_text('mine')
+    for out in (tmp_path/'taken', tmp_path/'taken'/'below'):
+        for what in (tmp_path, written/'results.json'):
+            with pytest.raises(BadInput, match='taken: is a file; name a folder'): cli.eval(what, out)
+    assert (tmp_path/'taken').read_text() == 'mine'
 
 
 def test_runners_refuse_before_they_write(cli, mock, tmp_path):

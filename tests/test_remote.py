@@ -1,6 +1,8 @@
 "Shards and recordings at URLs: fetched whole, once, from servers that drop, refuse and dawdle; trained on as if here."
 import json, random, shutil, signal, subprocess, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -277,3 +279,71 @@ def test_a_bucket_is_built_into_and_read_from(recorded, here, s3, tmp_path, cli)
     assert [Shards(p).spec.k for p in split_folders(f'{s3}/out')] == [4]*3
     with pytest.raises(BadInput, match='no such file'): build(recorded, 's3://none/out', spec=SMALL, max_clips=2)
     assert json.loads(read_bytes(f'{s3}/out/train/index.json'))['examples'] == 3
+
+
+# ---- what is said of an address, and how much a server may send ------------------------------------------------------
+@pytest.mark.parametrize('url', ('https://bob:hunter2@localhost/train', 'http://hunter2@localhost/train',
+                                 'http://bob:hunter2/x@localhost/train', 's3://bob:hunter2@box/train',
+                                 'ftp://bob:hunter2@localhost/train', 'http://local..host/train'))
+def test_a_login_in_an_address_is_refused_and_not_shown(url, recorded, tmp_path):
+    "At once: as ROOT, as OUT and as what is checked."
+    says = 'is no address' if '/x@' in url or '@' not in url else 'holds a user name or a password'
+    for f, args in ((check, (url,)), (build, (url, tmp_path/'out')), (build, (recorded, url))):
+        with pytest.raises(BadInput, match=says) as e: f(*args)
+        assert 'hunter2' not in str(e.value) and 'numeric' not in str(e.value)
+
+
+def test_the_command_shows_no_login(cli):
+    code, out, err = cli('check', 'https://bob:hunter2@localhost/train')
+    assert code == 2 and err.count('\n') == 1 and 'holds a user name' in err and 'hunter2' not in out + err
+
+
+def test_no_query_is_shown():
+    with pytest.raises(VLMTemporalError) as e: check('http://localhost:1/train?auth=SECRET1&pw=SECRET2')
+    assert str(e.value).startswith('http://localhost:1/train: ') and 'SECRET' not in str(e.value)
+    error = OSError('GET https://bob:SECRET1@h/a?pw=SECRET2 gave 500 for b?x=SECRET3')
+    assert remote_files._why(error, 's3://b?x=SECRET3') == 'GET https://h/a gave 500 for b?...'
+    assert isinstance(remote_files._final(ValueError('nonnumeric'), 'http://h/x'), BadInput)
+
+
+class Endless(BaseHTTPRequestHandler):
+    "Sends until nobody listens, and says nothing of a size."
+    def log_message(self, *args): pass
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        with suppress(OSError):
+            while True: self.wfile.write(bytes(1 << 16))
+
+
+@pytest.fixture
+def endless():
+    server = ThreadingHTTPServer(('127.0.0.1', 0), Endless)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f'http://127.0.0.1:{server.server_port}'
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_server_without_an_end(endless, cache, monkeypatch):
+    "An index, read or fetched, ends at its bound, another file at the cache's; nothing is left."
+    monkeypatch.setattr(remote_files, 'MOST_READ', 300_000)
+    monkeypatch.setenv('VLMTEMPORAL_CACHE_GB', '0.0005')
+    with pytest.raises(BadInput, match='/train/index.json: is longer than the 0.3 MB'): Shards(f'{endless}/train')
+    for name, most in (('index.json', 0.3), ('a.mp4', 0.5)):
+        place = place_of(f'{endless}/{name}')
+        with pytest.raises(BadInput, match=f'{name}: is longer than the {most} MB'): at_hand(place)
+    assert len(read_bytes(f'{endless}/x', 0, 10)) == 10
+    with pytest.raises(BadInput, match='is not what its index says'):
+        fetch(f'{endless}/b.tar', place_of(f'{endless}/b.tar'), 1000, 'a'*64)
+    left = [p for p in cache.rglob('*') if p.is_file() and not p.name.startswith('.b.tar')]
+    assert not left
+
+
+def test_a_size_that_is_too_large_is_refused_before_it_comes(here, cache, monkeypatch):
+    monkeypatch.setenv('VLMTEMPORAL_CACHE_GB', '0.00001')
+    shard = next((here/'train').glob('*.tar')).name
+    with Served(here) as web:
+        place = place_of(f'{web.url}/train/{shard}')
+        with pytest.raises(BadInput, match='let the cache grow'): at_hand(place)
+        assert len(web.asked) == 1 and not list(place.parent.iterdir())

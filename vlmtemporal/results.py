@@ -11,11 +11,12 @@ __all__ = ['LEADING', 'LEADING_TIMELINE', 'FORMAT', 'Table', 'format_number', 'f
            'PooledResult', 'pool']
 
 # %% ../nbs/03e_results.ipynb #78cad367
-import re
+import math, re
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
+from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -637,6 +638,57 @@ def _read_sessions(d: dict, taxonomy: Taxonomy, priors: dict, seed: int) -> Sess
     if any(len(ws) != len(recorded) for ws in windows.values()): raise KeyError('windows')
     return SessionPredictions(recorded, windows, priors, seed)
 
+# %% ../nbs/03e_results.ipynb #c501e4c5
+_MOST_FRAMES = 10**6 # of a clip; and seconds of a session: eleven days
+
+def _check_numbers(*values: object):
+    "Raises `ValueError` for what is no number, or not a finite one."
+    for x in values:
+        if isinstance(x, bool) or not isinstance(x, Real) or not math.isfinite(x): raise ValueError(x)
+
+def _check_names(*values: object):
+    "Raises `ValueError` for what is no name."
+    for x in values:
+        if not isinstance(x, str): raise ValueError(x)
+
+def _check_answer(a: Answer, is_truth: bool = True): # a model's may have no frames
+    _check_names(a.dominant_operation, '' if a.anticipated_next_operation is None else a.anticipated_next_operation)
+    _check_numbers(a.confidence, *(x for x in (a.start_frame, a.end_frame) if is_truth or x is not None))
+
+def _check_clip(c: Clip):
+    _check_names(c.id, c.session)
+    _check_numbers(c.start, c.n_frames, c.fps, 0 if c.boundary is None else c.boundary)
+    if not (isinstance(c.n_frames, int) and 0 < c.n_frames <= _MOST_FRAMES and c.fps > 0): raise ValueError('n_frames')
+    _check_answer(c.answer)
+
+# %% ../nbs/03e_results.ipynb #ce5b96ec
+def _check_prior(p: TimelinePrior):
+    _check_numbers(p.emission_scale, p.em_iterations, 0 if p.grammar_weight is None else p.grammar_weight)
+    if not isinstance(p.em_iterations, int): raise ValueError('em_iterations')
+
+def _check_sessions(found: SessionPredictions):
+    if not found.sessions or not found.windows: raise ValueError('sessions')
+    for s in found.sessions:
+        _check_names(s.subject, s.id)
+        _check_numbers(s.start, *s.boxes, *(t for x in s.segments for t in (x.start, x.end)))
+        if not s.segments: raise ValueError('segments')
+    for w in (w for windows in found.windows.values() for w in windows):
+        _check_numbers(w.duration, w.window_seconds, *w.next.values())
+        if not 0 < w.duration <= _MOST_FRAMES: raise ValueError('duration')
+
+def _check_values(r: Result):
+    "Raises what `Result.from_dict` understands where a value is none that can be counted."
+    _check_numbers(r.provenance.seed)
+    for c in r.clips: _check_clip(c)
+    for a in r.train: _check_answer(a)
+    for m in r.models:
+        _check_names(m.name)
+        for p in m.predictions or ():
+            if p.answer: _check_answer(p.answer, is_truth=False)
+            _check_numbers(p.latency_ms, *p.probabilities.values())
+    for prior in r.timeline_priors.values(): _check_prior(prior)
+    if r.sessions: _check_sessions(r.sessions)
+
 # %% ../nbs/03e_results.ipynb #a143d378
 def _read_result(d: dict, where: object) -> Result:
     taxonomy = Taxonomy.of(d['taxonomy'], where)
@@ -646,6 +698,7 @@ def _read_result(d: dict, where: object) -> Result:
     priors = {name: TimelinePrior.from_dict(p) for name, p in d['timeline_priors'].items()}
     sessions = _read_sessions(d, taxonomy, priors, source.seed)
     result = Result(taxonomy, clips, train, models, source, priors, sessions)
+    _check_values(result)
     _check_operations(result, where)
     return result
 
@@ -700,7 +753,7 @@ def _result_from_dict(d: dict, where: object) -> Result:
         if d.get('format', 1) not in range(1, FORMAT + 1):
             raise BadInput(f'has format {d["format"]}, this version reads up to {FORMAT}', where, 'use a newer version')
         return _read_any(d, where)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError):
         raise BadInput('is no evaluation', where, 'evaluate again') from None
 
 # %% ../nbs/03e_results.ipynb #02c1686b

@@ -30,6 +30,7 @@ from .decode import Prediction
 from .frames import FrameSpec
 from .operations import Taxonomy
 from .prompts import MOST_LISTED, answer_schema, messages, parse_answer
+from .remote_files import is_server
 from .sessions import Session
 from .shards import Example
 from .timeline import WindowPredictions, join_windows, video_windows
@@ -49,7 +50,7 @@ def parse_address(address: str) -> tuple[str, str]: # where requests go; the mod
     if parts.username or parts.password or parts.query:
         raise BadInput('holds more than an address', f'openai:{parts.scheme}://{parts.hostname}',
                        'give the key in VLMTEMPORAL_API_KEY')
-    if parts.scheme in ('http', 'https') and parts.hostname and url.isprintable(): return url.rstrip('/'), name.strip()
+    if parts.scheme in ('http', 'https') and is_server(url) and url.isprintable(): return url.rstrip('/'), name.strip()
     raise BadInput('is no address of a server', address, _ADVICE)
 
 # %% ../nbs/03m_served.ipynb #7c698641
