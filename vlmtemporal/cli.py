@@ -642,6 +642,11 @@ def _evaluated(model: str, out: Path, decoder: str, concurrency: int, timeout: f
     if not is_served(model): return nullcontext(model)
     return ServedModel(model, out/'answers.jsonl', concurrency, timeout, max_tokens, seed, free=decoder == 'generate')
 
+def _check_folder(out: Path):
+    "Refuse, before hours are spent, what cannot become the folder of a report."
+    taken = next((p for p in (out, *out.parents) if p.exists()), out)
+    if taken.exists() and not taken.is_dir(): raise BadInput('is a file', taken, 'name a folder')
+
 # %% ../nbs/04j_cli.ipynb #4b7150f6
 @app.command()
 def eval(
@@ -679,6 +684,7 @@ def eval(
     from vlmtemporal.eval import evaluate, rescore, save_result
     from vlmtemporal.recordings import sessions
     from vlmtemporal.tower_file import TowerClips, tower_path
+    _check_folder(out)
     recorded = sessions(root) if root else None
     if shards.name.endswith(('.json', '.json.gz')): result = rescore(shards)
     else:
