@@ -15,9 +15,10 @@ from vlmtemporal.evaluation import observe
 from vlmtemporal.kernels import quiet
 from vlmtemporal.loading import load_model
 from vlmtemporal.shards import find_split
+from vlmtemporal.tower_file import _MAGIC, SCRATCH, tower_path
 from vlmtemporal.train import fit
 from vlmtemporal.trainer import TrainConfig, make_trainer
-from vlmtemporal.watching import Watch, catch_up, validate
+from vlmtemporal.watching import Watch, catch_up, read_validations, validate, validation_sample
 
 KILLS = int(os.environ.get('VLMTEMPORAL_KILLS', 2)) # ten take some minutes
 WATCHED = TrainConfig(max_steps=4, save_steps=3, micro_batch=1, accumulation=1, learning_rate=5e-3, validate_steps=1,
@@ -276,3 +277,78 @@ def test_it_begins_with_an_adapter_of_other_operations(shards, tmp_path, monkeyp
     before, people = new.training['before'], {'U0199', *find_split(shards, 'train').people}
     assert new.taxonomy.name == 'logistics' and people == set(new.people)
     assert before['taxonomy'] == 'openpack' and before['weights'] == Adapter.load(other).weights_sha256
+
+
+def test_a_damaged_clip_ends_the_validations_alone(shards, tmp_path):
+    "One warning, and the run goes on; where the adapter depends on it, it is refused before anything is loaded."
+    shutil.copytree(shards, tmp_path/'shards')
+    val = find_split(tmp_path/'shards', 'val')
+    _, path, members = val._places[validation_sample(val, 2)[0]]
+    with path.open('r+b') as f:
+        f.seek(members[0].at)
+        f.write(bytes(members[0].size))
+    with pytest.raises(BadInput, match='val'): fit(tmp_path/'shards', tmp_path/'run', config=WATCHED, observe=observe)
+    assert not (tmp_path/'run').exists()
+    with pytest.warns(VLMTemporalWarning) as said:
+        run = fit(tmp_path/'shards', tmp_path/'run', config=replace(WATCHED, best='', max_steps=2), observe=observe)
+    assert run.finished and run.steps == 2 and run.validations == ()
+    said = [str(w.message) for w in said if w.category is VLMTemporalWarning]
+    assert len(said) == 1 and 'the val split cannot be validated on' in said[0] and 'is damaged' in said[0]
+
+
+def test_validations_that_are_written_stay(shards, tmp_path):
+    "A session that does not validate keeps what there is; what is no list of validations is passed over."
+    out, config = tmp_path/'run', replace(WATCHED, best='', max_steps=2, save_steps=1)
+    fit(shards, out, config=config)
+    rows = read_json(out/'validation.json')
+    def again(config):
+        for name in ('adapter', 'checkpoints/checkpoint-2'): shutil.rmtree(out/name)
+        return fit(shards, out, config=config, resume=True)
+    assert again(replace(config, validate_steps=0)).resumed_from == 1
+    assert read_json(out/'validation.json') == rows[:1] and len(rows) == 2
+    for wrong in ({'a': 1}, [3], [{'step': 1}], [{'step': None, 'validation_loss': 1.}]):
+        write_json(out/'validation.json', wrong)
+        with pytest.warns(VLMTemporalWarning, match='no list of validations; it is passed over'):
+            assert read_validations(out) == []
+    with pytest.warns(VLMTemporalWarning, match='passed over'): assert list(again(config).validations) == rows
+    assert read_json(out/'validation.json') == rows
+
+
+def test_a_run_remembers_what_it_began_with(shards, tmp_path, monkeypatch):
+    "Without the folder it goes on to the same adapter; with another one there it is refused. No tower's file stays."
+    first, out = tmp_path/'first', tmp_path/'run'
+    shutil.copytree(bundled_adapter(), first)
+    lora = read_json(first/'adapter_config.json')
+    config = replace(WATCHED, best='', max_steps=2, save_steps=1, validate_steps=0, start=str(first), lora_r=lora['r'],
+                     lora_alpha=lora['lora_alpha'])
+    fit(shards, out, config=config)
+    def made(adapter): return adapter.weights_sha256, adapter.people, adapter.training['before']
+    whole = made(Adapter.load(out/'adapter'))
+    assert whole[2]['weights'] == Adapter.load(first).weights_sha256
+    shutil.move(out/'adapter', tmp_path/'second')
+    shutil.rmtree(out/'checkpoints'/'checkpoint-2')
+    shutil.rmtree(first)
+    shutil.copytree(tmp_path/'second', first)
+    with pytest.raises(BadInput, match='first: is another adapter than'): fit(shards, out, config=config, resume=True)
+    shutil.rmtree(first)
+    monkeypatch.setenv(SCRATCH, str(tmp_path))
+    files = [out/'tower.bin', tower_path(out)]
+    for file in files: file.write_bytes(_MAGIC)
+    assert fit(shards, out, config=replace(config, tower_cache=0), resume=True).resumed_from == 1
+    assert made(Adapter.load(out/'adapter')) == whole and not any(file.exists() for file in files)
+    carry([out], tmp_path/'next'/'run', find_split(shards, 'train'), 'tiny', config)
+    assert read_json(tmp_path/'next'/'run'/'start.json') == read_json(out/'start.json')
+
+
+def test_what_is_refused_before_anything_is_loaded(shards, tmp_path, monkeypatch):
+    "An OUT that is a file or lies below one, a beginning that is none, and two of them."
+    monkeypatch.setattr(train, 'load_model', None)
+    (tmp_path/'file').write_text('x')
+    def refusal(out, *words):
+        done = CliRunner().invoke(app, ['train', str(shards), str(tmp_path/out), *words])
+        return str(done.exception)
+    for out, *more in (('file',), ('file/run',), ('file', '--preflight')): assert 'is a file' in refusal(out, *more)
+    for more in ((), ('--preflight',), ('--processes', '2')):
+        assert 'nonexist: is not an adapter' in refusal('run', '--from', '/nonexist', *more)
+    assert 'start=b: names another adapter than --from a' in refusal('run', '--from', 'a', '--set', 'start=b')
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['file']

@@ -103,7 +103,7 @@ def _copy(source: Path, target: Path):
 def _carried(found: Progress, out: Path) -> Progress:
     "The run, copied to `out`. Raises `CannotWrite` when the disk is full, `VLMTemporalError` when a copy is damaged."
     with atomic_dir(out) as tmp:
-        for name in ('run.json', 'history.json', 'validation.json'):
+        for name in ('run.json', 'start.json', 'history.json', 'validation.json'):
             if (found.path/name).is_file(): shutil.copyfile(found.path/name, tmp/name)
         if (found.path/'best').is_dir() and not found.adapter: _copy(found.path/'best', tmp/'best')
         if found.adapter: _copy(found.adapter, tmp/'adapter')

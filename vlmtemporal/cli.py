@@ -13,7 +13,7 @@ __all__ = ['app', 'Json', 'Seed', 'Workers', 'Root', 'Built', 'BuiltOrSplit', 'V
 
 # %% ../nbs/04j_cli.ipynb #3dd97461
 import inspect, json, os, sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from enum import StrEnum
 from functools import wraps
@@ -499,6 +499,15 @@ def _export_model(adapter: Path, out: Path, server: str, model: str | None, conv
     done = export_model(str(adapter), out, server, model, converter, outtype)
     return f'{done}: how to serve and ask it stands in {done/"README.md"}'
 
+# %% ../nbs/04j_cli.ipynb #39d5b287
+def _beginning(settings: Iterable[str], begin: str | None) -> list[str]:
+    "The settings with what --from says. Raises `BadInput` when they name another adapter."
+    if begin is None: return [*settings]
+    named = [value for key, _, value in (s.partition('=') for s in settings) if key == 'start']
+    if any(Path(value) != Path(begin) for value in named):
+        raise BadInput(f'names another adapter than --from {begin}', f'start={named[-1]}', 'give one of them alone')
+    return [*settings, f'start={begin}']
+
 # %% ../nbs/04j_cli.ipynb #f0c9f9a6
 @app.command()
 @with_settings
@@ -519,10 +528,11 @@ def train(
     from vlmtemporal.borrowed import end_with_parent
     from vlmtemporal.evaluation import observe
     from vlmtemporal.shards import find_split
-    from vlmtemporal.train import cut_first, fit, launch, train_command, train_config
+    from vlmtemporal.train import check_folders, cut_first, fit, launch, train_command, train_config
     from vlmtemporal.trainer import check_run, rank
     end_with_parent()
-    wanted = train_config(config, [*(settings or ()), *([f'start={begin}'] if begin else [])])
+    wanted = train_config(config, _beginning(settings or (), begin))
+    if preflight or processes > 1: check_folders(out, wanted)
     if preflight: wanted = cut_first(find_split(shards, 'train'), out, model, wanted, processes, typer.echo)
     if processes > 1 and 'RANK' not in os.environ:
         check_run(wanted, len(find_split(shards, 'train')), processes)

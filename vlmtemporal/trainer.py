@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SESSION_SETTINGS', 'WATCHING', 'BEST', 'LINES', 'TrainConfig', 'Setting', 'setting_fields', 'bad_setting',
            'train_config', 'training_set', 'Looks', 'world', 'rank', 'stop_on_sigterm', 'check_run', 'warmup_steps',
-           'Collator', 'forget_checkpoints', 'run_memory', 'make_trainer', 'guard_trainer', 'save_adapter']
+           'Collator', 'forget_checkpoints', 'run_memory', 'make_trainer', 'guard_trainer', 'before_of', 'save_adapter']
 
 # %% ../nbs/02h_trainer.ipynb #872edda1
 import importlib.util, math, os, shutil, signal, sys, threading, time, warnings
@@ -596,7 +596,10 @@ def guard_trainer(
     return names
 
 # %% ../nbs/02h_trainer.ipynb #063e3a63
-def _before(adapter: Adapter, data: Shards) -> dict:
+def before_of(
+    adapter: Adapter, # that a run begins with
+    data: Shards,     # that it is trained on
+) -> dict:
     "What the new adapter remembers of the one that it began with; its operations, too, where they were others."
     other = dict(taxonomy=adapter.taxonomy.stored()) if adapter.taxonomy != data.taxonomy else {}
     return adapter.training | dict(weights=adapter.weights_sha256) | other
@@ -612,7 +615,7 @@ def save_adapter(
     One that began with another adapter's weights has that one's people and training, too."""
     before = loaded.adapter # that the run began with
     people = tuple(sorted({*data.people, *(before.people if before else ())}))
-    if before: training = training | dict(before=_before(before, data))
+    if before: training = training | dict(before=before_of(before, data))
     adapter = Adapter(path, public_name(loaded.name), loaded.fingerprint, data.spec, data.taxonomy, people,
                       tuple(float32_modules), data.grammar, None, training, weights_fingerprint(loaded.name))
     return adapter.save(loaded.model, model_card)

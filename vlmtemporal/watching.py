@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Observe', 'SHARE', 'validation_split', 'validation_sample', 'completion_loss', 'undisturbed', 'best_of', 'waited',
-           'check_watching', 'plot_loss', 'curve_of', 'read_curves', 'LivePlot', 'with_live_plot', 'BestCopies',
-           'Watch', 'validate', 'too_dear', 'catch_up', 'watch_callback', 'chosen_weights', 'remarks']
+           'check_watching', 'plot_loss', 'curve_of', 'read_validations', 'read_curves', 'LivePlot', 'with_live_plot',
+           'BestCopies', 'Watch', 'validate', 'too_dear', 'catch_up', 'watch_callback', 'chosen_weights', 'remarks']
 
 # %% ../nbs/02o_watching.ipynb #ff31e8cc
 import json, math, os, random, shutil, sys, time, warnings
@@ -169,14 +169,30 @@ def curve_of(
     kept = 'step', 'loss', 'learning_rate'
     return [{k: h[k] for k in kept} for h in state.log_history if 'loss' in h]
 
+def _stored(file: Path) -> tuple[list[dict], str]:
+    "The validations in a file, and why it is none that has some."
+    if not file.is_file(): return [], ''
+    try: rows = read_json(file)
+    except BadInput as e: return [], str(e)
+    def is_row(row) -> bool: return isinstance(row, dict) and {int, float} >= {type(x) for x in row.values()}
+    whole = isinstance(rows, list) and all(is_row(r) and {'step', 'validation_loss'} <= r.keys() for r in rows)
+    return (rows, '') if whole else ([], f'{file}: is no list of validations')
+
+def read_validations(
+    out: str | Path, # the folder of a run
+) -> list[dict]:
+    "The validations that are written there; a warning for a file that holds something else."
+    rows, wrong = _stored(Path(out, 'validation.json'))
+    if wrong: warnings.warn(f'{wrong}; it is passed over', VLMTemporalWarning, stacklevel=2)
+    return rows
+
 def read_curves(
     out: str | Path, # the folder of a run
 ) -> tuple[list[dict], list[dict]]:
     "Steps and validations of a run that goes on, as far as they are written."
     try: lines = Path(out, 'curve.jsonl').read_text().split('\n')[:-1] # the last line may be half a one
     except OSError: lines = []
-    validations = read_json(Path(out, 'validation.json')) if Path(out, 'validation.json').is_file() else []
-    return [json.loads(line) for line in lines], validations
+    return [json.loads(line) for line in lines], _stored(Path(out, 'validation.json'))[0]
 
 # %% ../nbs/02o_watching.ipynb #7fd4795f
 def _in_kernel() -> bool:
@@ -240,8 +256,8 @@ def _in_order(row: dict) -> dict:
 
 def _recorded(out: Path, log_history: list[dict], step: int) -> list[dict]:
     "All validations up to a step that a run knows of; those in its checkpoint's list first."
-    file = out/'validation.json'
-    rows = [*(read_json(file) if file.is_file() else []), *(_from_log(h) for h in log_history if 'eval_loss' in h)]
+    written = _stored(out/'validation.json')[0] if rank() else read_validations(out)
+    rows = [*written, *(_from_log(h) for h in log_history if 'eval_loss' in h)]
     return [row for _, row in sorted({row['step']: row for row in rows if row['step'] <= step}.items())]
 
 # %% ../nbs/02o_watching.ipynb #f987ed25
@@ -311,13 +327,11 @@ class Watch:
         self.val: Shards | None = None
         self.absent = ''                          # why there is none
         if not config.validate_steps: return
-        try: self.val = validation_split(train)
-        except BadInput as e: self.absent = str(e)
-        else: self._choose(config)
-    def _choose(self, config: TrainConfig):
+        try: self._choose(config, validation_split(train))
+        except (VLMTemporalError, OSError) as e: self.absent = str(e)
+    def _choose(self, config: TrainConfig, val: Shards):
         "The clips, in micro-batches of the training."
-        assert self.val is not None
-        self.sample, self.data = validation_sample(self.val, config.validate_clips), training_set(self.val)
+        self.sample, self.data, self.val = validation_sample(val, config.validate_clips), training_set(val), val
         self.notes = TowerNotes(self.loaded.tower)
         self.batches = [self.sample[i:i + config.micro_batch] for i in range(0, len(self.sample), config.micro_batch)]
         if self.trainer.args.dataloader_num_workers: # they fork, and tokenizers warn of that
@@ -337,15 +351,23 @@ class Watch:
         c = self.config
         return bool(c.patience and self.rows and waited(self.rows, c.best) >= c.patience)
 
-
 # %% ../nbs/02o_watching.ipynb #bc41b2e6
-def _of_batch(watch: Watch, at: list[int]) -> tuple[float, int, Mapping[str, Sequence[float]], str]:
+_Part = tuple[float, int, Mapping[str, Sequence[float]], str]
+_UNREADABLE = -1 # tokens of clips that cannot be read, now or later
+
+def _of_batch(watch: Watch, at: list[int]) -> _Part:
     "Loss and tokens of some clips, their metrics, and what went wrong."
-    import torch
-    trainer, val = watch.trainer, watch.val
-    assert val is not None # else nothing is due
-    inputs = dict(trainer._prepare_inputs(trainer.data_collator([watch.data[i] for i in at])))
+    try: examples = [watch.data[i] for i in at]
+    except (VLMTemporalError, OSError) as e: return 0., _UNREADABLE, {}, str(e)
+    inputs = dict(watch.trainer._prepare_inputs(watch.trainer.data_collator(examples)))
     inputs.pop('rows')
+    return _of_inputs(watch, at, inputs)
+
+def _of_inputs(watch: Watch, at: list[int], inputs: dict) -> _Part:
+    "The same, when they are read."
+    import torch
+    val = watch.val
+    assert val is not None # else nothing is due
     try:
         loss, tokens = completion_loss(watch.loaded.model, inputs)
         if watch.observe is None: return loss, tokens, {}, ''
@@ -370,6 +392,14 @@ def _give_room_back():
     import torch
     if torch.cuda.is_available(): torch.cuda.empty_cache()
 
+def _give_up(watch: Watch, why: str):
+    "Validate no longer, and say so: what cannot be read now cannot be read the next time."
+    kept = 'the best one until here' if watch.rows else 'the last one'
+    adapter = f', and its adapter will be {kept}' if watch.config.best else ''
+    watch.say('wrong', f'step {watch.trainer.state.global_step}: the val split cannot be validated on ({why}); '
+                       f'the run goes on without{adapter}')
+    watch.val = None
+
 def _measured(watch: Watch) -> tuple[dict | None, str]:
     "Loss and metrics of the sample, and what went wrong; None when it was told to stop."
     mine = {}
@@ -382,7 +412,8 @@ def _measured(watch: Watch) -> tuple[dict | None, str]:
     _give_room_back()
     losses, tokens, metrics, wrong = zip(*_all_parts(mine))
     said = next(filter(None, wrong), '')
-    if not all(tokens): return {}, said
+    if _UNREADABLE in tokens: _give_up(watch, wrong[tokens.index(_UNREADABLE)])
+    if _UNREADABLE in tokens or not all(tokens): return {}, '' if watch.val is None else said
     return dict(clips=len(watch.sample), validation_loss=sum(losses)/sum(tokens), **_joined(metrics)), said
 
 # %% ../nbs/02o_watching.ipynb #29cf234a
@@ -455,7 +486,7 @@ def catch_up(
     "Stand where the checkpoint stands."
     state = read_json(checkpoint/'trainer_state.json', 'remove this checkpoint') if checkpoint else {}
     step, of = (checkpoint_step(checkpoint), state.get('max_steps', 0)) if checkpoint else (0, 0)
-    watch.rows = _recorded(watch.out, state.get('log_history', []), step) if watch.val else []
+    watch.rows = _recorded(watch.out, state.get('log_history', []), step)
     if watch.copies and not rank() and watch.copies.path.is_dir(): watch.copies.tidy(watch.rows, step)
     if checkpoint is None or not watch.due(step, of) or any(row['step'] == step for row in watch.rows): return True
     restore(watch.trainer, checkpoint)
