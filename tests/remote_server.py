@@ -12,7 +12,7 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *args): pass
 
     def do_GET(self):
-        ways, path = self.server.ways, self.server.folder/unquote(self.path).lstrip('/')
+        ways, path = self.server.ways, self.server.folder/unquote(self.path.partition('?')[0]).lstrip('/')
         self.server.asked.append((self.path, self.headers.get('Range')))
         n = len(self.server.asked)
         if 'busy' in ways and n % 2: return self.send_error(503)

@@ -300,7 +300,7 @@ def test_the_command_shows_no_login(cli):
 
 def test_no_query_is_shown():
     with pytest.raises(VLMTemporalError) as e: check('http://localhost:1/train?auth=SECRET1&pw=SECRET2')
-    assert str(e.value).startswith('http://localhost:1/train: ') and 'SECRET' not in str(e.value)
+    assert str(e.value).startswith('http://localhost:1/train/index.json: ') and 'SECRET' not in str(e.value)
     error = OSError('GET https://bob:SECRET1@h/a?pw=SECRET2 gave 500 for b?x=SECRET3')
     assert remote_files._why(error, 's3://b?x=SECRET3') == 'GET https://h/a gave 500 for b?...'
     assert isinstance(remote_files._final(ValueError('nonnumeric'), 'http://h/x'), BadInput)
@@ -347,3 +347,19 @@ def test_a_size_that_is_too_large_is_refused_before_it_comes(here, cache, monkey
         place = place_of(f'{web.url}/train/{shard}')
         with pytest.raises(BadInput, match='let the cache grow'): at_hand(place)
         assert len(web.asked) == 1 and not list(place.parent.iterdir())
+
+
+def test_a_query_of_a_folder_belongs_to_its_files(here):
+    "It is sent with the index and every shard, behind their names."
+    with Served(here) as web:
+        far = Shards(f'{web.url}/train?auth=a/SECRET')
+        assert seen(far) == seen(Shards(here/'train'))
+        assert all('?' not in path.partition('.')[0] and path.endswith('?auth=a/SECRET') for path, _ in web.asked)
+
+
+def test_a_broken_index_is_named_by_its_address(tmp_path):
+    (tmp_path/'train').mkdir()
+    for text in ('<html>', '[]', '{"format": 3}'):
+        write_text(tmp_path/'train'/'index.json', text)
+        with Served(tmp_path) as web, pytest.raises(BadInput) as e: Shards(f'{web.url}/train?auth=SECRET')
+        assert str(e.value).startswith(f'{web.url}/train/index.json: ') and 'SECRET' not in str(e.value)

@@ -24,8 +24,8 @@ from .basics import BadInput, file_hash, json_hash, progress, read_json, write_j
 from .clips import Answer, Clip, kind_of, stored_rate
 from .frames import FPS, FrameSpec, cut_frames
 from .operations import Grammar, Taxonomy
-from .remote_files import (NotThere, address, at_hand, place_of, plain, read_bytes, room, size_of, told,
-                                      url_of, written)
+from .remote_files import (NotThere, address, at_hand, inside, place_of, plain, read_bytes, room, size_of,
+                                      told, url_of, written)
 from .sessions import SPLIT_NAMES
 from .video import Video
 
@@ -224,9 +224,11 @@ _BUILD, _AGAIN = 'build it with `vlmtemporal build ROOT OUT`', 'build the shards
 
 def _read_index(path: Path) -> dict:
     "The index of a folder in today's format; `BadInput` when it is not as it was written."
-    where = at_hand(path/'index.json')
+    file = at_hand(path/'index.json')
+    where = told(url_of(file) or '') or file # as the user knows it
     if not path.is_dir(): raise BadInput('no such folder', path, _BUILD)
-    index = read_json(where, _BUILD)
+    try: index = read_json(file, _BUILD)
+    except BadInput as e: raise BadInput(e.what, where, e.fix) from None
     if not isinstance(index, dict) or index.get('format') not in (2, FORMAT) or not set(index) >= _NEEDED:
         raise BadInput('is no index of this version', where, _AGAIN)
     if json_hash({k: v for k, v in index.items() if k != 'checksum'}) != index['checksum']:
@@ -238,8 +240,8 @@ def _read_index(path: Path) -> dict:
 # %% ../nbs/01n_shards.ipynb #bb5bf001
 def _mirror(url: str) -> Path:
     "The folder that stands for one at a URL; raises `NotThere` when that has no index."
-    place = place_of(f'{url}/index.json')
-    data = read_bytes(f'{url}/index.json')
+    index = inside(url, 'index.json')
+    place, data = place_of(index), read_bytes(index)
     if not place.exists() or place.read_bytes() != data:
         for shard in place.parent.glob('*.tar'): shard.unlink()
         with written(place) as tmp: tmp.write_bytes(data)
@@ -248,7 +250,7 @@ def _mirror(url: str) -> Path:
 def _mirrors(url: str, splits: Iterable[str] = ()) -> list[Path]:
     "The folder of a URL when it has an index, else those of its splits that have one; `BadInput` when there is none."
     found, why = [], ''
-    for place in (url, *(f'{url}/{name}' for name in splits)):
+    for place in (url, *(inside(url, name) for name in splits)):
         try: found.append(_mirror(place))
         except NotThere as e: why = why or e.what
         if found and place == url: break
@@ -258,7 +260,7 @@ def _mirrors(url: str, splits: Iterable[str] = ()) -> list[Path]:
 def _where(path: Path) -> Path | str:
     "A folder as the user knows it."
     url = url_of(path/'index.json')
-    return told(url.rpartition('/')[0]) if url else path
+    return told(url).rpartition('/')[0] if url else path
 
 # %% ../nbs/01n_shards.ipynb #4b9b7772
 def _check_sizes(path: Path, index: dict):
