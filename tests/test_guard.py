@@ -40,7 +40,8 @@ def children() -> set[int]:
     nurse, found, todo = module._nursery and module._nursery.process.pid, set(), ['self']
     while todo:
         for task in Path(f'/proc/{todo.pop()}/task').iterdir():
-            new = {int(p) for p in (task/'children').read_text().split()}
+            try: new = {int(p) for p in (task/'children').read_text().split()}
+            except (FileNotFoundError, ProcessLookupError): return children() # a thread has ended: count anew
             todo += [str(p) for p in new if p == nurse]
             found |= new
     return found - {nurse}
