@@ -101,7 +101,7 @@ def test_lengths_that_no_clip_has(cli, mock, tmp_path, options, said):
 
 
 def test_recordings_shorter_than_a_clip(three, tmp_path, monkeypatch):
-    def brief(root, **more): return [replace(s, segments=s.segments[:1]) for s in sessions(root, **more)]
+    def brief(root, **_): return [replace(s, segments=s.segments[:1]) for s in sessions(root)]
     monkeypatch.setattr(dataset, 'sessions', brief)
     with pytest.raises(BadInput, match='no clip lies in its .*shorter clips with --seconds'):
         build(three, tmp_path/'out', 'train', length(60, 2), protocol='leave-out:U0108')
