@@ -241,6 +241,12 @@ def test_nothing_is_left_of_two_hundred(any_file):
     assert threading.active_count() < threads + 20
 
 
+def runs(pid: int) -> bool:
+    "Is this process there, and not only as a zombie?"
+    try: return 'Z' not in Path(f'/proc/{pid}/stat').read_text().rsplit(')')[-1][:3]
+    except (FileNotFoundError, ProcessLookupError): return False
+
+
 @pytest.mark.parametrize('name', ['Grey', 'hangs', 'spins'])
 def test_a_child_ends_with_its_parent(name, any_file):
     program = ('import sys, time; from vlmtemporal.guard import GuardedVideo, _start\n'
@@ -261,7 +267,7 @@ def test_a_child_ends_with_its_parent(name, any_file):
     parent.wait()
     parent.stdout.close()
     deadline = time.monotonic() + 10
-    while Path(f'/proc/{pid}').exists() and 'Z' not in Path(f'/proc/{pid}/stat').read_text().rsplit(')')[-1][:3]:
+    while runs(pid):
         assert time.monotonic() < deadline, 'the child lives on'
         time.sleep(.1)
 
