@@ -311,9 +311,11 @@ def _progress_lines(every: float, where=None):
     "A callback that prints a line every so many seconds, to `where` or stdout: step, loss, time."
     from transformers import TrainerCallback
     class Lines(TrainerCallback):
+        first: int | None = None # step that training began at
         def on_train_begin(self, args, state, control, **_):
             self.begin, self.first, self.said = time.monotonic(), state.global_step, -math.inf
         def on_log(self, args, state, control, logs=None, **_):
+            if self.first is None: return # a finished run is restored, nothing is trained
             now, done = time.monotonic(), state.global_step - self.first
             last = state.global_step >= state.max_steps
             if rank() or 'loss' not in (logs or {}) or done > 2 and not last and now - self.said < every: return

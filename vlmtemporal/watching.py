@@ -98,7 +98,7 @@ def best_of(
     "The best validation; of equals the one with the lower loss, then the first."
     found = [v for v in validations if math.isfinite(v.get(name, math.nan))]
     sign = -1 if BEST[name] else 1
-    return min(found, key=lambda v: (sign*v[name], v.get('validation_loss', math.inf)), default=None)
+    return min(found, key=lambda v: (sign*v[name], round(v.get('validation_loss', math.inf), 4)), default=None)
 
 def waited(
     validations: Sequence[dict],
