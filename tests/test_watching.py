@@ -210,7 +210,7 @@ def test_two_processes_validate_as_one(shards, tmp_path):
 def test_where_the_curve_goes(shards, tmp_path, monkeypatch, capfd):
     "TensorBoard, lines, and a notebook's cell, where a picture that fails ends the pictures and not the run."
     monkeypatch.setenv('VLMTEMPORAL_LINES', '30')
-    monkeypatch.setattr(watching, '_in_kernel', lambda: True)
+    monkeypatch.setattr(watching, 'in_kernel', lambda: True)
     shown = []
     class Handle:
         def update(self, picture): raise RuntimeError('no more')

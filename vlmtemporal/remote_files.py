@@ -437,7 +437,8 @@ def written(
     if url is None:
         with atomic_path(path) as tmp: yield tmp
         return
-    if url.startswith('http'): raise BadInput('cannot be written to', told(url), 'give a folder, or s3://, gs:// or hf://')
+    if url.startswith('http'):
+        raise BadInput('cannot be written to', told(url), 'give a folder, or s3://, gs:// or hf://')
     _home().mkdir(parents=True, exist_ok=True)
     with writing(_home()), tempfile.TemporaryDirectory(prefix='sent-', dir=_home()) as folder:
         file = Path(folder)/(PurePosixPath(url).name or 'file')

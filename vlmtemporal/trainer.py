@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SESSION_SETTINGS', 'WATCHING', 'BEST', 'LINES', 'TrainConfig', 'Setting', 'setting_fields', 'bad_setting',
-           'train_config', 'training_set', 'Looks', 'world', 'rank', 'stop_on_sigterm', 'check_run', 'warmup_steps',
-           'Collator', 'forget_checkpoints', 'run_memory', 'make_trainer', 'guard_trainer', 'before_of', 'save_adapter']
+           'train_config', 'training_set', 'Looks', 'world', 'rank', 'stop_on_sigterm', 'in_kernel', 'check_run',
+           'warmup_steps', 'Collator', 'forget_checkpoints', 'run_memory', 'make_trainer', 'guard_trainer', 'before_of',
+           'save_adapter']
 
 # %% ../nbs/02h_trainer.ipynb #872edda1
 import importlib.util, math, os, shutil, signal, sys, threading, time, warnings
@@ -325,11 +326,15 @@ def _progress_lines(every: float, where=None):
                   f'{left:.0f} min left', file=where, flush=True)
     return Lines()
 
+def in_kernel() -> bool:
+    "Is this a notebook's kernel, where pictures can be shown and shown anew?"
+    if 'IPython' not in sys.modules: return False
+    return hasattr(sys.modules['IPython'].get_ipython(), 'kernel')
+
 def _progress():
     "Lines where they are asked for, or where nobody sees a bar: in a log; else a bar."
     if LINES in os.environ: return _progress_lines(float(os.environ[LINES]))
-    kernel = 'IPython' in sys.modules and hasattr(sys.modules['IPython'].get_ipython(), 'kernel')
-    return _progress_line() if kernel or sys.stderr.isatty() else _progress_lines(60, sys.stderr)
+    return _progress_line() if in_kernel() or sys.stderr.isatty() else _progress_lines(60, sys.stderr)
 
 # %% ../nbs/02h_trainer.ipynb #2c7b7926
 def _loss_guard(trainer, out: Path, config: TrainConfig):

@@ -24,7 +24,7 @@ from .kernels import TowerNotes
 from .loading import LoadedModel
 from .operations import Taxonomy
 from .shards import Example, Shards, beside
-from .trainer import BEST, LINES, TrainConfig, rank, training_set, world
+from .trainer import BEST, LINES, TrainConfig, in_kernel, rank, training_set, world
 
 # %% ../nbs/02o_watching.ipynb #8bc0596c
 def validation_split(
@@ -195,18 +195,13 @@ def read_curves(
     return [json.loads(line) for line in lines], _stored(Path(out, 'validation.json'))[0]
 
 # %% ../nbs/02o_watching.ipynb #7fd4795f
-def _in_kernel() -> bool:
-    "Is this a notebook's kernel, where pictures can be shown and shown anew?"
-    if 'IPython' not in sys.modules: return False
-    return hasattr(sys.modules['IPython'].get_ipython(), 'kernel')
-
 class LivePlot:
     "A picture below a notebook's cell that changes while the cell runs; nothing anywhere else."
     def __init__(self,
         every: float = 5., # seconds between two drawings, at least
     ):
         self.every, self.shown, self.handle = every, -math.inf, None
-        self.works = _in_kernel() and not rank()
+        self.works = in_kernel() and not rank()
     def show(self,
         draw: Callable[[], Picture],
         now: bool = False, # whenever it was drawn last
@@ -273,6 +268,7 @@ def _tell(line: str):
     elif sys.stderr.isatty():
         from tqdm import tqdm
         tqdm.write(line, file=sys.stderr)
+    elif not in_kernel(): print(line, file=sys.stderr, flush=True)
 
 # %% ../nbs/02o_watching.ipynb #d5761bbb
 class BestCopies:
