@@ -23,8 +23,9 @@ from .clips import kind_of
 from .kernels import TowerNotes
 from .loading import LoadedModel
 from .operations import Taxonomy
+from .processes import everyone, of_first, rank, world
 from .shards import Example, Shards, beside
-from .trainer import BEST, LINES, TrainConfig, in_kernel, rank, training_set, world
+from .trainer import BEST, LINES, TrainConfig, in_kernel, training_set
 
 # %% ../nbs/02o_watching.ipynb #8bc0596c
 def validation_split(
@@ -375,12 +376,7 @@ def _of_inputs(watch: Watch, at: list[int], inputs: dict) -> _Part:
 
 def _all_parts(mine: dict[int, tuple]) -> list[tuple]:
     "The parts of every process, in the order of the batches."
-    everyone: list = [mine]
-    if world() > 1:
-        import torch
-        everyone = [None]*world()
-        torch.distributed.all_gather_object(everyone, mine)
-    return [part for _, part in sorted({i: part for found in everyone for i, part in found.items()}.items())]
+    return [part for _, part in sorted({i: part for found in everyone(mine) for i, part in found.items()}.items())]
 
 # %% ../nbs/02o_watching.ipynb #126a0a9f
 def _give_room_back():
@@ -482,7 +478,7 @@ def catch_up(
     "Stand where the checkpoint stands."
     state = read_json(checkpoint/'trainer_state.json', 'remove this checkpoint') if checkpoint else {}
     step, of = (checkpoint_step(checkpoint), state.get('max_steps', 0)) if checkpoint else (0, 0)
-    watch.rows = _recorded(watch.out, state.get('log_history', []), step)
+    watch.rows = of_first(_recorded(watch.out, state.get('log_history', []), step)) # all decide alike
     if watch.copies and not rank() and watch.copies.path.is_dir(): watch.copies.tidy(watch.rows, step)
     if checkpoint is None or not watch.due(step, of) or any(row['step'] == step for row in watch.rows): return True
     restore(watch.trainer, checkpoint)
