@@ -182,7 +182,8 @@ def replacements(source: str) -> list[str]:
 def test_only_the_kernels_pages_reach_into_other_libraries():
     found = {m for m in PAGES if replacements((ROOT/f'vlmtemporal/{m}.py').read_text())}
     assert len(found) > 4 and found <= KERNELS, found - KERNELS
-    assert replacements('layer.forward = ours\nAttentionInterface.register(name, f)') == ['forward', 'AttentionInterface']
+    planted = 'layer.forward = ours\nAttentionInterface.register(name, f)'
+    assert replacements(planted) == ['forward', 'AttentionInterface']
 
 
 EARLY = [m for m in sorted(PLACES, key=PLACES.get) if PLACES[m] < (2, '')]
