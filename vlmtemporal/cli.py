@@ -492,6 +492,7 @@ def export(
         for name, n in export_llava(source, out).items(): typer.echo(f'{name}: {n} examples in {out/name}.json')
     else: raise BadInput(f'unknown format {format!r}', '--format', 'use llava or samples')
 
+# %% ../nbs/04j_cli.ipynb #b5e11750
 def _export_model(adapter: Path, out: Path, server: str, model: str | None, converter: Path | None,
                   outtype: str) -> str:
     "Where it is, and how to go on."
