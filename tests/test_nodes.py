@@ -1,6 +1,9 @@
 "Machines train together: two nodes of one CPU process each, as torchrun would start them, with folders of their own."
 import json, os, shutil, socket, subprocess, sys
 
+import pytest
+from safetensors.torch import load_file
+
 from vlmtemporal.adapters import Adapter
 from vlmtemporal.basics import file_hash
 from vlmtemporal.checkpoints import last_checkpoint
@@ -34,16 +37,26 @@ def started(env, *command):
 def ended(process): return process.communicate(timeout=300), process.returncode
 
 
-def test_two_nodes_train_as_one(shards, tmp_path):
-    "Each with its own shards and folder; one killed, both go on from what both have; other settings are refused."
-    copy, runs = tmp_path/'shards', [tmp_path/'first'/'run', tmp_path/'second'/'run']
-    shutil.copytree(shards, copy)
-    def both(*more, second=()):
-        port, words = free_port(), [*SETTINGS, *options('max_steps=2'), *more]
-        return [started(environment(port, i), '-m', 'vlmtemporal.cli', 'train', data, runs[i], *words, *own)
-                for i, (data, own) in enumerate([(shards, ()), (copy, second)])]
+def both(shards, folder, *more, second=()):
+    "Two nodes with a run, and the second with shards, of its own, until they end."
+    port, words = free_port(), [*SETTINGS, *options('max_steps=2'), *more]
+    nodes = [started(environment(port, i), '-m', 'vlmtemporal.cli', 'train', data, folder/f'run-{i}', *words, *own)
+             for i, (data, own) in enumerate([(shards, ()), (folder/'shards', second)])]
+    return [ended(node) for node in nodes]
 
-    ((out, err), code), ((other, complaint), last) = map(ended, both())
+
+@pytest.fixture(scope='module')
+def pair(shards, tmp_path_factory):
+    "The folder of two nodes that have trained, and what they said."
+    folder = tmp_path_factory.mktemp('pair')
+    shutil.copytree(shards, folder/'shards')
+    return folder, both(shards, folder)
+
+
+def test_two_nodes_train_as_one(pair, shards, tmp_path):
+    "Each with its own shards and folder; one killed, both go on from what both have; other settings are refused."
+    folder, (((out, err), code), ((other, complaint), last)) = pair
+    runs = [folder/'run-0', folder/'run-1']
     assert (code, last) == (0, 0) and '2 steps in' in out and f'adapter in {runs[0]}/adapter' in out, err + complaint
     assert 'the first node has the adapter' in other and not (runs[1]/'adapter').exists()
     assert 'arning' not in err + complaint and 'destroy_process_group' not in err + complaint, err + complaint
@@ -52,14 +65,15 @@ def test_two_nodes_train_as_one(shards, tmp_path):
         parts = [p.name for p in last_checkpoint(run).glob('rng_state*')]
         assert last_checkpoint(run).name == 'checkpoint-2' and parts == [f'rng_state_{i}.pth']
 
-    before = history(runs[0]), weights_hash(runs[0])
-    shutil.rmtree(runs[0]/'adapter')
-    shutil.rmtree(runs[0]/'checkpoints'/'checkpoint-2') # this node died while it wrote
-    ((out, err), code), (_, last) = map(ended, both('--resume'))
+    shutil.copytree(folder, tmp_path/'again')
+    folder = tmp_path/'again'
+    shutil.rmtree(folder/'run-0'/'adapter')
+    shutil.rmtree(folder/'run-0'/'checkpoints'/'checkpoint-2') # this node died while it wrote
+    ((out, err), code), (_, last) = both(shards, folder, '--resume')
     assert (code, last) == (0, 0) and 'resumed from step 1' in out, err
-    assert (history(runs[0]), weights_hash(runs[0])) == before
+    assert history(folder/'run-0') == history(runs[0]) and weights_hash(folder/'run-0') == weights_hash(runs[0])
 
-    for (out, err), code in map(ended, both('--resume', second=options('seed=1'))):
+    for (out, err), code in both(shards, folder, '--resume', second=options('seed=1')):
         assert code == 2 and not out and err.count('error:') == 1 and 'Traceback' not in err
         assert 'process 1: ' in err and 'was started with another config (seed)' in err, err
 
@@ -112,3 +126,57 @@ def test_what_a_step_tells_the_other_process(shards, tmp_path):
     assert (code, last) == (0, 0), err
     counted = json.loads(out.splitlines()[-1]) # TRL gathered 16 times, DDP sent its buffers
     assert counted == {'c10d::allgather_': 2, 'c10d::allreduce_': 3}, 'two buckets of gradients, and the vote'
+
+
+SPREAD = """
+import sys
+from collections import Counter
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
+from torch.distributed.tensor import DTensor
+PartialState._prepare_backend = lambda self, *_, **__: ('gloo', DistributedType.MULTI_GPU) # it spreads over GPUs alone
+from vlmtemporal import cli, train
+end = train._trained_to_end
+def looked(watch, checkpoint):
+    done = end(watch, checkpoint)
+    spread = [n for n, p in watch.loaded.model.named_parameters() if isinstance(p.data, DTensor)]
+    own = sum(p.to_local().numel() for p in watch.loaded.model.parameters() if isinstance(p.data, DTensor))
+    whole = sum(p.numel() for p in watch.loaded.model.parameters() if isinstance(p.data, DTensor))
+    tower = any('visual' in n for n in spread)
+    four_bits = any('down_proj.base_layer.weight' in n for n in spread)
+    print('spread', four_bits, tower, round(whole/own, 1))
+    return done
+train._trained_to_end, train.check_sharded = looked, lambda *_: None
+cli.main()
+"""
+
+
+def test_a_base_that_is_spread(pair, shards, tmp_path):
+    "FSDP on two CPU processes: losses and adapter are those of processes that have the whole base; it goes on, too."
+    run = tmp_path/'run'
+    def spread(*more):
+        port, words = free_port(), ['train', shards, run, *SETTINGS, *options('max_steps=2'), '--sharded', *more]
+        env = dict(LOCAL_WORLD_SIZE=2, ACCELERATE_TORCH_DEVICE='cpu')
+        nodes = [started(environment(port, i, LOCAL_RANK=i, **env), '-c', SPREAD, *words) for i in (0, 1)]
+        return [ended(node) for node in nodes]
+    def check():
+        for a, b in zip(history(pair[0]/'run-0'), history(run), strict=True):
+            assert b['loss'] == pytest.approx(a['loss'], rel=1e-3)
+        one, two = (load_file(r/'adapter'/'adapter_model.safetensors') for r in (pair[0]/'run-0', run))
+        assert one.keys() == two.keys() and all(one[k].shape == two[k].shape for k in one)
+        apart = sum(float(((one[k] - two[k])**2).sum()) for k in one)
+        assert apart < 1e-4*sum(float((one[k]**2).sum()) for k in one)
+
+    ((out, err), code), (_, last) = spread()
+    assert (code, last) == (0, 0) and 'spread True False 2.0' in out, out + err
+    check()
+    shutil.rmtree(run/'adapter')
+    shutil.rmtree(run/'checkpoints'/'checkpoint-2')
+    ((out, err), code), _ = spread('--resume')
+    assert code == 0 and 'resumed from step 1' in out, err
+    check()
+
+
+def test_a_base_is_not_spread_over_a_cpu(cli, shards, tmp_path):
+    code, _, err = cli('train', shards, tmp_path/'run', *SETTINGS, '--processes', 2, '--sharded')
+    assert code == 2 and '--sharded: accelerate spreads a base over GPUs alone' in err and err.count('error:') == 1

@@ -517,10 +517,10 @@ def _start_together(command: list[str], processes: int, nodes):
     from vlmtemporal.nodes import launch
     raise typer.Exit(launch([sys.executable, '-m', 'vlmtemporal.cli', *command], processes, nodes))
 
-def _check_alone(nodes: int):
-    "Raises `BadInput` where a cut would be looked for by each of several processes, and not the same one be found."
-    if nodes == 1 and 'RANK' not in os.environ: return
-    raise BadInput('finds a cut for one machine', '--preflight',
+def _check_alone(nodes: int, sharded: bool):
+    "Raises `BadInput` where a cut would be looked for by each of several processes, or with the base on one card."
+    if nodes == 1 and 'RANK' not in os.environ and not sharded: return
+    raise BadInput('finds a cut for one machine, whose cards hold the whole base', '--preflight',
                    'run `vlmtemporal preflight` first, and give what it says on every node')
 
 # %% ../nbs/04j_cli.ipynb #31baba84
@@ -559,19 +559,22 @@ def train(
         'Try first how the run is best cut up for this card, say how long it takes, and train so.'))] = False,
     nodes: Annotated[int, _count('--nodes', 1, 4096, 'Machines that train together, each with --processes.')] = 1,
     node: Annotated[int | None, _count('--node', 0, 4095, 'Which of them this is; the first is 0.')] = None,
+    sharded: Annotated[bool, typer.Option('--sharded', help='Spread a large base over the GPUs.')] = False,
     master: Annotated[str | None, typer.Option('--master', metavar='HOST:PORT', help='Where the first is.')] = None,
 ):
     "Fine-tune with QLoRA; checkpoints every 50 steps; survives being killed."
     from vlmtemporal.borrowed import end_with_parent
     from vlmtemporal.evaluation import observe
     from vlmtemporal.nodes import nodes_of
+    from vlmtemporal.sharding import sharded_environment
     from vlmtemporal.shards import find_split
     from vlmtemporal.train import check_folders, cut_first, fit, train_command, train_config
     from vlmtemporal.trainer import check_run
     end_with_parent()
     wanted = train_config(config, _beginning(settings or (), begin))
     machines, together = nodes_of(nodes, node, master), nodes*processes
-    if preflight: _check_alone(nodes)
+    if sharded: os.environ.update(sharded_environment())
+    if preflight: _check_alone(nodes, sharded)
     if preflight or together > 1: check_folders(out, wanted)
     if preflight: wanted = cut_first(find_split(shards, 'train'), out, model, wanted, processes, typer.echo)
     if together > 1 and 'RANK' not in os.environ:

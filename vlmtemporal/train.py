@@ -31,6 +31,7 @@ from .planning import Plan, plan
 from .processes import check_alike, everyone, in_all, rank, sharded, together, world, writes
 from .publishing import merge, model_card, publish # noqa: F401, for others
 from .runtime import Runtime, here
+from .sharding import check_sharded, whole_adapter
 from .shards import Shards, find_split, verify
 from .tower_file import SCRATCH, forget_tower
 from .trainer import (SESSION_SETTINGS, TrainConfig, before_of, check_run, guard_trainer, make_trainer,
@@ -319,7 +320,7 @@ def fit(
 
     Raises `BadInput`, before anything is written, for damaged shards, settings that do not fit them and a folder that
     is another run's, `VLMTemporalError` when the disk is full, the loss is no number or nothing was learnt."""
-    start, out = time.monotonic(), Path(out)
+    start, out, observe = time.monotonic(), Path(out), None if sharded() else observe
     with together(out): return _fitted(shards, out, model, config, resume, observe, start)
 
 # %% ../nbs/02_train.ipynb #a6bfb9aa
@@ -330,6 +331,7 @@ def _ready(shards: str | Path, out: Path, model: str | Path, config: TrainConfig
         refuse_merged(model)
         data = find_split(shards, 'train')
         return data, _prepare(out, data, model, config, resume, observe)
+    in_all(lambda: check_sharded(str(compute_dtype()), config.best))
     data, last = in_all(looked)
     check_alike(_alike(data, model, config, resume, observe))
     checkpoint = _of_all(out, last)
@@ -356,7 +358,8 @@ def _fitted(shards: str | Path, out: Path, model: str | Path, config: TrainConfi
         if not checkpoint and writes(): _write_beginning(out, loaded.adapter, data)
         done = _trained_to_end(watch, checkpoint)
     state, history = trainer.state, curve_of(trainer.state)
-    best = _finish(watch, data, history, float32_modules) if done and not rank() else None
+    with whole_adapter(loaded.model):
+        best = _finish(watch, data, history, float32_modules) if done and not rank() else None
     if not rank(): write_json(out/'history.json', history)
     if trainer.tower_memory and done and writes(): trainer.tower_memory.give_up()
     if done and writes(): forget_tower(out)

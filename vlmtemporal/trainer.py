@@ -29,11 +29,13 @@ from .basics import (BadInput, VLMTemporalError, VLMTemporalWarning, number_rang
 from .checkpoints import (check_restorable, checkpoint_path, checkpoint_step, incomplete, last_checkpoint,
                                      mark_complete)
 from .kernels import (checkpointing_arguments, freeze_vision, fuse_adapters, fuse_gates, fuse_norms,
-                                 fuse_rotations, guard_fp16, keep_layers, run_in_float32, unpack, widen_feed_forward)
+                                 fuse_rotations, guard_fp16, keep_layers, layers_of, run_in_float32, unpack,
+                                 widen_feed_forward)
 from .loading import LoadedModel, compute_dtype
-from .processes import any_process, apart, everyone, local_rank, rank, world, writes
+from .processes import any_process, apart, everyone, local_rank, rank, sharded, world, writes
 from .prompts import answer_text, messages
 from .publishing import model_card
+from .sharding import name_units, whole_adapter
 from .shards import Shards
 from .tower_file import TowerMemory, tower_path
 
@@ -499,11 +501,30 @@ def _kept(write: Callable[[], None], folder: Path, keep: int) -> Exception | Non
         return failed or RuntimeError('another process cannot')
     return None
 
+# %% ../nbs/02h_trainer.ipynb #26278157
+def _load_whole(model: Any, checkpoint: Path):
+    "Give a model that is spread the adapter's weights of a checkpoint."
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+    with whole_adapter(model, keep=True):
+        set_peft_model_state_dict(model, load_file(checkpoint/'adapter_model.safetensors'))
+
+def _spreading(base: Any) -> type:
+    "A trainer class whose checkpoints hold a whole adapter though the model is spread."
+    class Spreading(base):
+        def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+            _load_whole(self.model, Path(resume_from_checkpoint))
+        def save_model(self, output_dir=None, _internal_call=False):
+            with whole_adapter(self.model):
+                if writes(): self._save(output_dir)
+    return Spreading
+
 # %% ../nbs/02h_trainer.ipynb #7e63d28c
 def _trainer_class(shards: Shards, out: Path, config: TrainConfig, memory: TowerMemory | None) -> type:
     "`SFTTrainer` that knows which examples its current step has seen, and whose checkpoints are whole or absent."
     from trl import SFTTrainer
-    class Trainer(SFTTrainer):
+    base: Any = _spreading(SFTTrainer) if sharded() else SFTTrainer
+    class Trainer(base):
         rows: list = []
         data_collator: Any
         accelerator: Any
@@ -569,7 +590,7 @@ def _speed_up(loaded: LoadedModel, config: TrainConfig):
     "Put what computes the same in less time in the place of the libraries' own."
     if config.tower_bits == 16: unpack(loaded.tower)
     widen_feed_forward(loaded.tower)
-    if config.fused:
+    if config.fused and not sharded(): # what is spread is not where our layers look for it
         for fuse in (fuse_norms, fuse_gates, fuse_rotations): fuse(loaded.base)
         fuse_adapters(loaded.model)
     freeze_vision(loaded.tower)
@@ -591,6 +612,7 @@ def make_trainer(
     lora = LoraConfig(r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout,
                       task_type='CAUSAL_LM', target_modules=loaded.backbone.lora_targets)
     looks = Looks(config.seed, config.augment)
+    name_units(layers_of(loaded.model, loaded.tower), loaded.backbone.vision)
     memory = run_memory(config, shards, out, rows)
     stopper = _stopper(config.max_hours, stop or threading.Event(), begin or time.monotonic())
     trainer = _trainer_class(shards, out, config, memory)(

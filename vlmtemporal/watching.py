@@ -23,7 +23,8 @@ from .clips import kind_of
 from .kernels import TowerNotes
 from .loading import LoadedModel
 from .operations import Taxonomy
-from .processes import everyone, of_first, rank, world
+from .processes import everyone, of_first, rank, sharded, world
+from .sharding import whole_adapter
 from .shards import Example, Shards, beside
 from .trainer import BEST, LINES, TrainConfig, in_kernel, training_set
 
@@ -396,9 +397,10 @@ def _measured(watch: Watch) -> tuple[dict | None, str]:
     "Loss and metrics of the sample, and what went wrong; None when it was told to stop."
     mine = {}
     with undisturbed(watch.loaded.model), watch.trainer.accelerator.autocast():
-        for first in range(0, len(watch.batches), world()):
+        this, of = (0, 1) if sharded() else (rank(), world()) # what is spread, all ask for at the same time
+        for first in range(0, len(watch.batches), of):
             if watch.trainer.stopper.wanted(): return None, ''
-            i = first + rank()
+            i = first + this
             if i >= len(watch.batches): continue
             with watch.notes.of(i): mine[i] = _of_batch(watch, watch.batches[i])
     _give_room_back()
@@ -422,7 +424,8 @@ def validate(
     watch.rows.append(_in_order(dict(step=trainer.state.global_step, **found)))
     _log(watch)
     _tell(_line(watch.rows[-1]))
-    if not rank(): _write(watch)
+    with whole_adapter(watch.loaded.model):
+        if not rank(): _write(watch)
     _say_cost(watch, time.monotonic() - begin)
     return True
 
