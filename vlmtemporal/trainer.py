@@ -501,7 +501,7 @@ def _kept(write: Callable[[], None], folder: Path, keep: int) -> Exception | Non
         return failed or RuntimeError('another process cannot')
     return None
 
-# %% ../nbs/02h_trainer.ipynb #26278157
+# %% ../nbs/02h_trainer.ipynb #6fdf219a
 def _load_whole(model: Any, checkpoint: Path):
     "Give a model that is spread the adapter's weights of a checkpoint."
     from peft import set_peft_model_state_dict
