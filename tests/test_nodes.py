@@ -34,7 +34,7 @@ def started(env, *command):
     return subprocess.Popen([sys.executable, *map(str, command)], env=env, stdout=-1, stderr=-1, text=True)
 
 
-def ended(process): return process.communicate(timeout=300), process.returncode
+def ended(process): return process.communicate(timeout=900), process.returncode
 
 
 def both(shards, folder, *more, second=()):
