@@ -24,6 +24,14 @@ def _words(taxonomy: Taxonomy, most: int = 30) -> str:
     more = len(taxonomy) - most
     return f'{taxonomy.name}: {", ".join(taxonomy.names[:most])}' + (f' and {more} more' if more > 0 else '')
 
+# %% ../nbs/02f_publishing.ipynb #5f2a9c02
+def _kept(best: dict) -> str:
+    "Which step's weights an adapter has, and all that was measured there."
+    found = [f'{name} {x:.4f}' for name, x in best.items() if name not in ('step', 'clips', 'metric')]
+    clips = f" on {best['clips']} validation clips" if 'clips' in best else ''
+    return f"step {best['step']}, the best by {best['metric']}: {', '.join(found)}{clips}"
+
+# %% ../nbs/02f_publishing.ipynb #5f2a9c06
 def _facts(adapter: Adapter) -> dict[str, object]:
     "What the card says of the training: name -> value."
     training, spec = adapter.training, adapter.spec
@@ -39,8 +47,8 @@ def _facts(adapter: Adapter) -> dict[str, object]:
         'data': twin and f'drawn, not recorded: {drawn}',
         'examples': training.get('examples'),
         'optimiser steps': training.get('steps'),
-        'last loss': training.get('loss'),
-        'weights of': best and f"step {best['step']}, the best {best['metric']} ({best[best['metric']]:.4f})",
+        f"loss of step {best['step']}" if best else 'last loss': training.get('loss'),
+        'weights of': best and _kept(best),
         'effective batch': config and config['micro_batch']*config['accumulation'],
         'LoRA': config and f"r={config['lora_r']}, alpha={config['lora_alpha']}, NF4 base",
         'seed': config and config['seed'],
