@@ -1,14 +1,27 @@
 "Shared by all tests: the repository's root, the mock data, the command line in a process of its own."
-import os, signal, subprocess, sys, threading
+import os, shutil, signal, subprocess, tempfile, threading
 from pathlib import Path
 
 import pytest
+
+import forked
 
 ROOT = Path(__file__).parent.parent
 
 # who starts the tests in the background of a shell has Ctrl-C ignored by them and by all their children
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN and threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config):
+    "One folder for all workers of a run, in which they find what one of them has made."
+    if hasattr(config, 'workerinput'): return
+    os.environ[forked.WHERE] = tempfile.mkdtemp(prefix='vlmtemporal-tests-')
+    os.environ['VLMTEMPORAL_TESTS_PID'] = str(os.getpid())
+
+
+def pytest_unconfigure(config):
+    if not hasattr(config, 'workerinput'): shutil.rmtree(os.environ[forked.WHERE], ignore_errors=True)
 
 
 @pytest.fixture(scope='session')
@@ -36,7 +49,8 @@ def shared(root):
 def cli():
     "Run `vlmtemporal` in its own process: (exit code, stdout, stderr)."
     def run(*args, **kwargs):
-        command = [str(Path(sys.executable).parent/'vlmtemporal'), *map(str, args)]
+        begin = [forked.FRESH] if '--debug' in args else forked.started()
+        command = [*begin, *map(str, args)]
         env = {**os.environ, 'NO_COLOR': '1'}
         r = subprocess.run(command, capture_output=True, text=True, timeout=600, env=env, **kwargs)
         return r.returncode, r.stdout, r.stderr

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
+from forked import started
 from kaggle_stub import DataSet, Kaggle, Version, files_of, serve
 from vlmtemporal.adapters import Adapter, bundled_adapter
 from vlmtemporal.pushing import CHAPTERS, job_text
@@ -38,7 +39,7 @@ def say(env, tmp_path):
     "Run `vlmtemporal kaggle ...`: (exit code, stdout, stderr); the key is in neither."
     def run(*args, **more):
         if args[0] == 'setup': args = *args, '--wheels', env['HOME'] # an empty folder: no index is asked
-        command = [Path(sys.executable).parent/'vlmtemporal', 'kaggle', *map(str, args)]
+        command = [*started(), 'kaggle', *map(str, args)]
         r = subprocess.run(command, capture_output=True, text=True, env=env | more, timeout=600, cwd=tmp_path)
         assert 's3cr3t' not in r.stdout + r.stderr and 'Traceback' not in r.stderr, r.stdout + r.stderr
         return r.returncode, r.stdout, r.stderr
