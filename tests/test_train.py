@@ -1,12 +1,12 @@
 "A training run is killed, stopped, starved and shared; what it had finished is kept, and it ends where it would have."
-import base64, json, math, os, random, resource, shutil, signal, subprocess, sys, threading, time, warnings
+import base64, json, math, os, random, resource, shutil, signal, subprocess, threading, time, warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
 
-from forked import Command, started
+from forked import FRESH, Command, started
 from vlmtemporal import trainer
 from vlmtemporal.adapters import Adapter, bundled_adapter
 from vlmtemporal.basics import BadInput, VLMTemporalError, VLMTemporalWarning, file_hash
@@ -247,11 +247,11 @@ def test_published_to_a_hub(whole, tmp_path, hub):
     about = json.loads((adapter/'vlmtemporal.json').read_text())
     about['base']['name'] = 'Qwen/Qwen2.5-VL-3B-Instruct'
     (adapter/'vlmtemporal.json').write_text(json.dumps(about))
-    code, before = 'import sys; from vlmtemporal.cli import main; main()', tree(adapter)
-    def send(*args, token='hf_abc'):
+    before, fresh = tree(adapter), [FRESH] # where the Hub lies is read when its library is imported
+    def send(*args, token='hf_abc', begin=fresh):
         env = {**os.environ, 'HF_ENDPOINT': f'http://127.0.0.1:{hub.server_port}', 'HF_TOKEN': token,
                'HF_HUB_DISABLE_XET': '1', 'HF_HOME': str(tmp_path/'hf')}
-        command = [sys.executable, '-c', code, 'publish', str(adapter), 'alice/packing', *map(str, args)]
+        command = [*begin, 'publish', str(adapter), 'alice/packing', *map(str, args)]
         return subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
     done = send()
     assert done.returncode == 0 and done.stdout.strip().endswith('/commit/abc'), done.stderr
@@ -275,9 +275,9 @@ def test_published_to_a_hub(whole, tmp_path, hub):
     assert none.returncode == 2 and 'no token' in none.stderr
     other = tmp_path/'results.json'
     other.write_text(json.dumps(dict(title='', methods=[], provenance=dict(adapters={'x': '0'}, command=''))))
-    wrong = send('--results', other)
+    wrong = send('--results', other, begin=started())
     assert wrong.returncode == 2 and 'does not evaluate this adapter' in wrong.stderr
-    assert send('--results', adapter/'adapter_config.json').returncode == 2
+    assert send('--results', adapter/'adapter_config.json', begin=started()).returncode == 2
     with pytest.raises(BadInput, match='is not an adapter'): publish('none', 'alice/packing')
 
 
