@@ -490,12 +490,17 @@ def test_the_answer_is_yes_no_or_open():
     gains = better.comparison.findings.gains
     assert [g['value'] > 0 for g in gains] == [True]*2 and any(g['low'] < 0 for g in gains)
     assert first_answers(better)[0].startswith('That cannot be told, the difference may be chance: it names')
-    one = random_result(3)
+    one = random_result(3, 48)
     one_right = with_answers(one, [c.answer for c in one.clips])
-    assert first_answers(one_right)[0].startswith('On these clips, yes: ')
+    assert first_answers(one_right)[0].startswith('On these clips, yes; they are too few to tell of others: ')
     assert '[' not in ''.join(first_answers(one_right))
-    assert first_answers(with_answers(one, one.models[0].answers))[0].startswith('Not on these clips: ')
+    same = first_answers(with_answers(one, one.models[0].answers))
+    assert same[0].startswith('Not on these clips; they are too few to tell of others: ')
     assert '1 session: too few for an interval' in one_right.comparison.findings.note
+    few = random_result(3) # 18 clips
+    for answers in ([c.answer for c in few.clips], few.models[0].answers):
+        said = first_answers(with_answers(few, answers))
+        assert all(s.startswith('Too few clips to tell: ') for s in said[:2])
 
 
 def test_a_report_without_adapter_sessions_or_boundaries(result, written, tmp_path):

@@ -26,7 +26,7 @@ from .openpack import default_protocol, get_split as openpack_split
 from .openpack import session_of as openpack_session_of, sessions as openpack_sessions
 from .operations import (BUILT_IN, Operation, Segment, Taxonomy, YamlSource, check_keys, get_taxonomy,
                                     name_key, read_yaml)
-from .remote_files import address, at_hand, place_of, plain, url_of
+from .remote_files import above, address, at_hand, inside, place_of, plain, url_of
 from .sessions import (BEYOND, OVERLAPS, SPLIT_NAMES, Resolved, Session, by_turns, check_rule, check_split,
                                   fitted, lacking_labels, resolve, shared_people_warning)
 from .sources import VideoInfo
@@ -258,12 +258,12 @@ def propose_split(
 # %% ../nbs/01h_recordings.ipynb #f0975852
 def _place_of_project(url: str) -> Path:
     "Where the recordings.yaml of a URL, or of a folder at a URL, is kept."
-    return place_of(url if url.endswith(('.yaml', '.yml')) else f'{url}/{FILE}')
+    return place_of(url if url.partition('?')[0].endswith(('.yaml', '.yml')) else inside(url, FILE))
 
 def _url_of_name(folder: Path, name: str) -> str | None:
     "The URL that a name of a recordings.yaml is, by itself or because the file lies at one; None for a file here."
     base = url_of(folder/'_')
-    return address(name) or (base[:-1] + name if base else None)
+    return address(name) or (inside(above(base), name) if base else None)
 
 def _found(folder: Path, name: str) -> Path | None:
     "The file of that name, whichever way Unicode's letters are written; None when there is none. URLs are not asked."
