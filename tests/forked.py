@@ -7,6 +7,7 @@ from pathlib import Path
 
 FRESH = str(Path(sys.executable).parent/'vlmtemporal')
 WHERE = 'VLMTEMPORAL_TESTS_FORKED' # the folder of the socket, one a run of pytest
+BEGUN: list[subprocess.Popen] = [] # by this process
 QWEN = 'transformers.models.qwen2_5_vl'
 LIBRARIES = ('torch', 'transformers', 'peft', 'peft.tuners.lora.bnb', 'trl', 'matplotlib.pyplot', 'rich.markdown',
              'gradio', 'fastapi', 'uvicorn', f'{QWEN}.modeling_qwen2_5_vl', f'{QWEN}.processing_qwen2_5_vl',
@@ -37,9 +38,11 @@ def _at_hand() -> Path:
         environment = {k: v for k, v in os.environ.items() if not k.startswith('PYTEST_')}
         with open(address.with_name('log'), 'w') as log:
             command = [sys.executable, __file__, '--serve', str(address), environment['VLMTEMPORAL_TESTS_PID']]
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
                                        env=environment, start_new_session=True)
-        if process.stdout.readline() != b'ready\n': raise RuntimeError(address.with_name('log').read_text())
+        BEGUN.append(process)
+        with process.stdout as said:
+            if said.readline() != b'ready\n': raise RuntimeError(address.with_name('log').read_text())
     return address
 
 
@@ -127,12 +130,13 @@ def work(program: list):
     import runpy
     random.seed()
     what, *arguments = program
-    sys.path[0] = ''
     if what == 'vlmtemporal':
         from vlmtemporal.cli import main
+        sys.path[0] = str(Path(FRESH).parent)
         sys.argv = [FRESH, *arguments]
         main()
     elif what == '-c':
+        sys.path[0] = ''
         sys.argv = ['-c', *arguments[1:]]
         exec(compile(arguments[0], '<string>', 'exec'), {'__name__': '__main__', '__builtins__': __builtins__})
     else:
