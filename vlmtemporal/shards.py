@@ -129,6 +129,7 @@ def _fill(
             item = next(examples, None)
     return rows, item
 
+# %% ../nbs/01n_shards.ipynb #1fdc7bcd
 def _write_shard(
     path: Path, item: tuple | None, examples: Iterator[tuple], max_bytes: float,
 ) -> tuple[dict, tuple | None]:
@@ -138,6 +139,7 @@ def _write_shard(
         shard = dict(name=path.name, examples=len(rows), bytes=tmp.stat().st_size, sha256=file_hash(tmp), contents=rows)
     return shard, item
 
+# %% ../nbs/01n_shards.ipynb #0ed0532c
 def write_shard(
     path: Path,                                       # here, or a URL
     examples: Iterable[tuple[str, dict[str, bytes]]], # all that it shall hold, at least one
@@ -168,6 +170,7 @@ def write_shards(
     write_index(out, index)
     return index
 
+# %% ../nbs/01n_shards.ipynb #5d492be7
 def finished_index(
     about: dict,        # as `write_shards` takes it
     shards: list[dict], # as `write_shard` tells of each
