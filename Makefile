@@ -36,7 +36,7 @@ lint: setup
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python tools/pages.py
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -n 2 --dist worksteal tests
 
 # a Python with the versions of Kaggle's image, and a folder of newer packages that come before them; both can be
 # given: make kaggle-check KAGGLE_PYTHON=/path/to/python KAGGLE_NEWEST=/path/to/folder
