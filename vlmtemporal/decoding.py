@@ -494,8 +494,8 @@ class _Run(_Feed):
         return i, frame
 
 # %% ../nbs/00d_decoding.ipynb #17a83458
-class _Reader:
-    "Frames of a file from any place on, as its index has them."
+class _Starts:
+    "Where decoding may begin."
     def __init__(self, path: Path, index: _Index, limits: Limits):
         self.path, self.index, self.limits = path, index, limits
         self.n = len(index.stamps)
@@ -511,6 +511,10 @@ class _Reader:
             yield key
             back = key - 1 - 2*(i - key) if back < i else key - 1
         yield 0
+
+# %% ../nbs/00d_decoding.ipynb #a2dc66f3
+class _Reader(_Starts):
+    "Frames of a file from any place on, as its index has them."
     def decoded(self, first: int, stop: int) -> Iterator[tuple[int, Any]]:
         "Yield (its number, decoded frame). Raises `_Astray` where the index does not hold."
         i = first

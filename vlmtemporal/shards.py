@@ -296,8 +296,8 @@ class _Folder:
         with open(self.at_hand(path), 'rb') as f: return os.pread(f.fileno(), end - begin, begin)
 
 # %% ../nbs/01n_shards.ipynb #04c55f7d
-class _Reader(_Folder):
-    "Reads the examples of a folder of shards: `len(reader)`, `reader[i]`, `for e in reader`."
+class _Members(_Folder):
+    "The files of each example."
     @cached_property
     def _places(self) -> list[tuple[str, Path, list[Member]]]:
         "For each example its key, its shard and its members."
@@ -324,6 +324,10 @@ class _Reader(_Folder):
     def meta(self, i: int) -> dict:
         "What is known of one example, without its pictures: the `json` member."
         return json.loads(self._read(i, slice(-1, None))['json'])
+
+# %% ../nbs/01n_shards.ipynb #a954abce
+class _Reader(_Members):
+    "Reads the examples of a folder of shards: `len(reader)`, `reader[i]`, `for e in reader`."
     def __getitem__(self, i: int) -> Example: return decode(self._places[i][0], self.members(i))
     def __iter__(self) -> Iterator[Example]:
         ahead: deque[Future] = deque()
