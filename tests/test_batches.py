@@ -1,11 +1,12 @@
 "Many videos: a line each, whatever happens, and no video is asked about twice."
-import json, os, signal, subprocess, sys, textwrap, threading, time
+import json, os, signal, subprocess, textwrap, threading, time
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from conftest import ROOT
+from forked import started
 from vlmtemporal import batches, cli, engine
 from vlmtemporal.basics import BadInput
 from vlmtemporal.batches import Lines, Question, answers, files_for, in_order, videos_of
@@ -185,7 +186,7 @@ def stopped(there, how, slow=1.5, again=False):
     for i in range(12): # no two alike: what is known by its content is not asked again
         (there/'in'/f'{i:02}.mp4').write_text(f'{(.05 if i < 3 else slow) + i/1000}')
     environment = os.environ | dict(PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]))
-    run = subprocess.Popen([sys.executable, '-c', textwrap.dedent(SLOW)], cwd=there, env=environment, text=True,
+    run = subprocess.Popen(started('-c', textwrap.dedent(SLOW)), cwd=there, env=environment, text=True,
                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     out, until = there/'predictions.jsonl', time.monotonic() + 60
     while not (out.exists() and out.read_bytes().count(b'\n') >= 2) and time.monotonic() < until: time.sleep(.02)

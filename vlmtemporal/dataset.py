@@ -197,6 +197,7 @@ def _sources(plans: list[_SessionPlan], root: Path) -> dict[str, str]:
         if s.source: hashes[_place(s.source, root)] = digest
     return hashes
 
+# %% ../nbs/01_dataset.ipynb #b1d8ad5e
 def _describe(split: str, plans: list[_SessionPlan], paths: list[Path], settings: _Settings) -> dict:
     "What the index shall say."
     found = [plan.session for plan in plans]
@@ -310,6 +311,7 @@ def _split_folder(plan: _SplitPlan, settings: _Settings) -> Iterator[Path]:
     remove(f'{plan.built.path}/index.json')
     yield Path(plan.built.path)
 
+# %% ../nbs/01_dataset.ipynb #380ea283
 def _write_far(plan: _SplitPlan, settings: _Settings, engine: _Engine, made: dict[Path, Sizes]):
     "The shards of a split as jobs, then its index."
     old = [(path,) for _, path in plan.parts if path not in made]
@@ -321,6 +323,7 @@ def _write_far(plan: _SplitPlan, settings: _Settings, engine: _Engine, made: dic
             for name in names_in(folder) - {row['name'] for row in rows}: remove(f'{plan.built.path}/{name}')
         write_index(folder, finished_index(plan.about, rows))
 
+# %% ../nbs/01_dataset.ipynb #492db987
 def _write(plans: list[_SplitPlan], settings: _Settings, engine: _Engine):
     "Make the parts that are not there, then the shards."
     made = _write_parts(plans, settings, engine)

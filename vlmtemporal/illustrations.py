@@ -47,6 +47,7 @@ class ClipShown:
         return _clip_caption(self)
     def _repr_png_(self): return self.picture().png
 
+# %% ../nbs/03ea_illustrations.ipynb #b522b820
 def _first_clip(comparison: MethodComparison) -> int | None:
     "The position of the clip that is shown; None where there is none."
     plain = [i for i, c in enumerate(comparison.clips) if c.kind != 'anticipation']
@@ -129,6 +130,7 @@ def _pale(colour: str) -> tuple[float, ...]:
     from matplotlib.colors import to_rgb
     return tuple(.45 + .55*c for c in to_rgb(colour))
 
+# %% ../nbs/03ea_illustrations.ipynb #287b4310
 def _draw_clip(shown: ClipShown, columns: int, width: float) -> Picture:
     from matplotlib.figure import Figure as Canvas
     rows = -(-len(shown.frames)//columns)
@@ -226,10 +228,12 @@ def _draw_dots(ax, rows: Sequence[dict], colours: Sequence[str], title: str) -> 
         if not np.isnan(v['low']): ax.plot([v['low'], v['high']], [y, y], color=colour, lw=2)
     ax.set_title(title, fontsize=9)
     ax.set_xlim(left=0, right=None if 'frames' in title else 1.03)
+    if 'frames' not in title: ax.set_xticks([0, .25, .5, .75, 1], ['0', '', '0.5', '', '1'])
     ax.set_ylim(len(rows) - .5, -.5)
     ax.grid(axis='x', alpha=.3)
     ax.tick_params(labelsize=8)
 
+# %% ../nbs/03ea_illustrations.ipynb #9819fa4e
 def plot_methods(
     comparison: MethodComparison,
     names: Sequence[str] | None = None, # which methods; those that differ when absent

@@ -302,6 +302,7 @@ def _begun(f: IO, path: Path, url: str, is_known: bool) -> _Answer:
     if answer.tag != tag: write_text(_tag_at(path), answer.tag)
     return answer
 
+# %% ../nbs/00m_remote_files.ipynb #dc972392
 def _pour(answer: _Answer, f: IO, path: Path, most: int):
     "Add what comes to a part, until it is longer than it may be."
     for block in _blocks(answer):
@@ -317,6 +318,7 @@ def _blocks(answer: _Answer) -> Iterator[bytes]:
         while block := read(1 << 20): yield block
     finally: answer.stream.close()
 
+# %% ../nbs/00m_remote_files.ipynb #2a5c8010
 def _add(f: IO, path: Path, url: str, size: int | None, is_known: bool):
     "Add to a part until it is whole; raises `EOFError` when the stream ends before, `BadInput` where it never does."
     if size is not None and _length(f) == size: return
