@@ -26,6 +26,7 @@ def tab(page: Page, name: str):
 def visit(page: Page, show):
     "Everything that a visitor may see, in the order in which it is seen."
     page.wait_for_selector('.vt-examples button', timeout=WAIT)
+    page.wait_for_selector('#vt-ask', timeout=WAIT)
     show('empty')
     example(page)
     show('example')

@@ -137,7 +137,9 @@ def _spec(sampler: str | None, roi: str | None, seconds: float | None = None, fp
 
 # %% ../nbs/04j_cli.ipynb #8102b178
 Config = Annotated[Path | None, typer.Option(help='JSON file with settings of the training.')]
-Set = Annotated[list[str] | None, typer.Option('--set', help='key=value, for example --set epochs=1; may be repeated.')]
+Set = Annotated[list[str] | None, typer.Option('--set', help=(
+    'key=value, for example --set epochs=1; may be repeated. It wins over --config; the option of the same name says '
+    'the same or is refused.'))]
 
 def _setting_option(setting, panel: str = 'Settings of the training') -> inspect.Parameter:
     "A setting as a parameter of a command; None where the option is not given."
@@ -149,6 +151,12 @@ def _setting_option(setting, panel: str = 'Settings of the training') -> inspect
                              annotation=Annotated[str | None, option]) # read as after --set
 
 # %% ../nbs/04j_cli.ipynb #f1e4e9a1
+def _refuse_two(texts: Iterable[str], given: dict[str, str | None]):
+    "Raises `BadInput` when --set and the option of the same name say different things."
+    for name, _, value in (text.partition('=') for text in texts):
+        if given.get(name) in (None, value): continue
+        raise BadInput(f'--set says {value}, --{name.replace("_", "-")} says {given[name]}', name, 'give one of them')
+
 def with_settings(command: Callable) -> Callable:
     "Give a command, which takes the parameter `settings`, an option for every setting of a training run, too."
     from vlmtemporal.trainer import setting_fields
@@ -157,6 +165,7 @@ def with_settings(command: Callable) -> Callable:
     @wraps(command)
     def run(**values: Any):
         given = {o.name: values.pop(o.name) for o in options}
+        _refuse_two(values['settings'] or (), given)
         texts = [f'{name}={value}' for name, value in given.items() if value is not None]
         return command(**values | dict(settings=[*(values['settings'] or ()), *texts]))
     return _signed(run, [*signature.parameters.values(), *options])
