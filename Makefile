@@ -3,6 +3,8 @@
 # make lint    ruff on modules, tests, benches, tools and notebooks; mypy on the modules
 # make kaggle-check   Kaggle at length: pushed notebooks run for real, against a stub
 # make serve-check    chapter 4 at length: the server under load, hostile files, image and Space installed
+# make docs    the documentation site: _docs/index.html
+# make dist    wheel and source archive: dist/
 # make setup   only the environment; the others call it by themselves
 
 PYTHON ?= python3
@@ -15,7 +17,7 @@ NOTEBOOKS := $(sort $(wildcard nbs/*.ipynb))
 # threads that wait should sleep: where something else runs, they are in its way
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo lint test kaggle-check serve-check export notebooks readme bench
+.PHONY: setup demo lint test kaggle-check serve-check export notebooks readme bench docs dist
 setup: $(STAMP)
 
 $(STAMP): settings.ini setup.py
@@ -70,6 +72,18 @@ notebooks: setup                 # run every notebook top to bottom and keep wha
 
 readme: setup                    # README.md is nbs/index.ipynb as Markdown
 	$(BIN)/python tools/readme.py > README.md
+
+# the pages as they stand, with search and API; a warning, a dead link or a fetch from elsewhere is an error
+docs: $(VENV)/.docs
+	$(BIN)/python docs/build.py
+
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
+dist: $(VENV)/.docs
+	rm -rf build dist
+	$(BIN)/python -m build --quiet --outdir dist .
 
 bench: setup
 	$(BIN)/python bench/sampling.py

@@ -70,7 +70,7 @@ def full_size(path: Path, tokenizer: Path):
                         chat_template=template).save_pretrained(path)
 
 
-def examples(path: Path, n: int):
+def examples(path: Path, n: int, split: str = 'train', who: str = 'U0101'):
     "Shards of noise, which is what costs a JPEG decoder and a vision tower as much as anything."
     from vlmtemporal.clips import Answer
     from vlmtemporal.frames import FrameSpec
@@ -82,9 +82,9 @@ def examples(path: Path, n: int):
         now, after = g.choice(LOGISTICS.names, 2).tolist()
         frames, indices = g.integers(0, 255, (8, 336, 336, 3), dtype=np.uint8), np.sort(g.choice(125, 8, replace=False))
         answer = Answer(now, start, end, after)
-        return Example(f'U0101-S0100-{i:03d}a', frames, indices, answer, 'U0101-S0100', float(i), 125, 62.5)
+        return Example(f'{who}-S0100-{i:03d}a', frames, indices, answer, f'{who}-S0100', float(i), 125, 62.5)
     write_shards(path, ((e.key, encode(e)) for e in map(example, range(n))),
-                 dict(split='train', taxonomy='logistics', frames=FrameSpec('uniform').to_dict(), people=['U0101'],
+                 dict(split=split, taxonomy='logistics', frames=FrameSpec('uniform').to_dict(), people=[who],
                       config='bench'))
 
 

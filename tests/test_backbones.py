@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AttentionMaskInterface, AutoModelForImageTextToText
 
-from vlmtemporal import kernels
+from vlmtemporal import attention
 from vlmtemporal.backbones import BACKBONES, bundled_model, list_backbones
 from vlmtemporal.basics import BadInput
 from vlmtemporal.decode import DECODERS, model_inputs
@@ -95,21 +95,21 @@ def test_a_family_is_loaded_trained_saved_reloaded_and_answers(family, checkpoin
 @pytest.mark.parametrize('family', sorted(ROWS))
 def test_our_attention_is_transformers_own(family, share, checkpoint, monkeypatch):
     "Texts of one length and of several, padded at either end: logits and gradients as with `sdpa`, on every card."
-    monkeypatch.setattr(kernels, '_shares', lambda device: share)
+    monkeypatch.setattr(attention, '_shares', lambda device: share)
     loaded = load_model(checkpoint(family), quantize=False)
     text, g = loaded.model.config.text_config, torch.Generator().manual_seed(0)
-    assert text._attn_implementation == kernels.ATTENTION
+    assert text._attn_implementation == attention.ATTENTION
     ids, none = torch.randint(5, 200, (3, 12), generator=g), torch.ones(3, 12, dtype=torch.long)
     behind = none.clone()
     behind[1, 7:] = behind[2, 10:] = 0
-    calls, own = [], kernels.prompt_mask
+    calls, own = [], attention.prompt_mask
     def watched(**kwargs):
         calls.append(own(**kwargs))
         return calls[-1]
-    monkeypatch.setitem(AttentionMaskInterface._global_mapping, kernels.ATTENTION, watched)
+    monkeypatch.setitem(AttentionMaskInterface._global_mapping, attention.ATTENTION, watched)
     for mask in (none, behind, behind.flip(1)):
         found = []
-        for way in (kernels.ATTENTION, 'sdpa'):
+        for way in (attention.ATTENTION, 'sdpa'):
             text._attn_implementation = way
             loaded.model.zero_grad()
             logits = loaded.model(ids, attention_mask=mask).logits[mask.bool()]

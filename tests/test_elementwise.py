@@ -8,10 +8,11 @@ from safetensors.torch import load_file
 from torch.nn.functional import pad, silu
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from vlmtemporal import elementwise, kernels
+from vlmtemporal import elementwise, tower_weights
 from vlmtemporal.backbones import bundled_model
 from vlmtemporal.basics import BadInput, VLMTemporalWarning
 from vlmtemporal.elementwise import gated, gated_back, turned
+from vlmtemporal.kernels import unpack, widen_feed_forward
 from vlmtemporal.loading import load_model
 from vlmtemporal.shards import Shards
 from vlmtemporal.trainer import TrainConfig, make_trainer, save_adapter
@@ -157,19 +158,19 @@ def test_a_wider_tower_computes_the_same(odd):
     for bits in (4, 16):
         tower = load_model(odd).tower.requires_grad_(False)
         before, mlp = look(tower), tower.blocks[1].mlp
-        gate, down = (kernels._values(layer) for layer in (mlp.gate_proj, mlp.down_proj))
+        gate, down = (tower_weights._values(layer) for layer in (mlp.gate_proj, mlp.down_proj))
         assert gate.shape == (500, 192) and mlp.gate_proj.weight.quant_state.nested
         linears = 5*len(tower.blocks) + 2
-        if bits == 16: assert kernels.unpack(tower) == linears
-        assert kernels.widen_feed_forward(tower) == len(tower.blocks) and kernels.widen_feed_forward(tower) == 0
-        wider = mlp.gate_proj.weight if bits == 16 else kernels._values(mlp.gate_proj)
+        if bits == 16: assert unpack(tower) == linears
+        assert widen_feed_forward(tower) == len(tower.blocks) and widen_feed_forward(tower) == 0
+        wider = mlp.gate_proj.weight if bits == 16 else tower_weights._values(mlp.gate_proj)
         assert torch.equal(wider, pad(gate, (0, 0, 0, 12))) and mlp.gate_proj.bias.shape == (512,)
         if bits == 16: assert torch.equal(mlp.down_proj.weight, pad(down, (0, 12)))
         near = 1e-5 if tower.dtype == torch.float32 else 5e-2
         assert apart(look(tower), before) < near
         outs.append(look(tower))
         if bits == 16: continue
-        assert kernels.unpack(tower) == linears and torch.equal(mlp.down_proj.weight, pad(down, (0, 12)))
+        assert unpack(tower) == linears and torch.equal(mlp.down_proj.weight, pad(down, (0, 12)))
         assert apart(look(tower), before) < near, 'unpacked when it is wider already'
     assert apart(*outs) < near
 
@@ -177,15 +178,15 @@ def test_a_wider_tower_computes_the_same(odd):
 def test_blocks_that_cannot_be_widened_stay(odd, monkeypatch):
     tower = load_model(odd).tower
     before = look(tower)
-    longer = kernels._longer_state
+    longer = tower_weights._longer_state
     def other(state, rows):
         "As a bitsandbytes that packs otherwise would have it."
         new = longer(state, rows)
         new.absmax = new.absmax.flip(0)
         return new
-    monkeypatch.setattr(kernels, '_longer_state', other)
+    monkeypatch.setattr(tower_weights, '_longer_state', other)
     with pytest.warns(VLMTemporalWarning, match='keep their width'):
-        assert kernels.widen_feed_forward(tower) == 0
+        assert widen_feed_forward(tower) == 0
     assert torch.equal(look(tower), before) and tower.blocks[0].mlp.up_proj.out_features == 500
 
 

@@ -19,7 +19,7 @@ def module_of(notebook: Path) -> str | None:
 PAGES = {m: nb.stem for nb in NOTEBOOKS if (m := module_of(nb))}
 
 
-BEFORE = {'lora', 'elementwise'} # what a step computes with: page 2a, which puts it into other libraries, builds on it
+BEFORE = {'lora', 'elementwise'} # what a step computes with: pages 2aa to 2aj put it into other libraries
 
 
 def place(stem: str) -> tuple[int, str]:
@@ -29,7 +29,8 @@ def place(stem: str) -> tuple[int, str]:
 
 
 PLACES = {module: (2, f'0{module}') if module in BEFORE else place(stem) for module, stem in PAGES.items()}
-PLACES['tower_file'] = 2, 'a1' # builds on page 2a, and the trainer on it
+PLACES['kernels'] = 2, 'a~' # what pages 2aa to 2aj have, by one name
+PLACES['tower_file'] = 2, 'a~~' # builds on page 2a, and the trainer on it
 
 
 def imports_of(node: ast.AST) -> list[str]:
@@ -164,6 +165,25 @@ def test_a_later_letter_and_a_chapter_are_found(planted):
 def test_a_ring_is_found(planted):
     "The front door may import everything, so nothing may import the front door."
     with pytest.raises(CycleError): check_no_cycle(planted('serve', 'from .cli import main'))
+
+
+KERNELS = {m for m, stem in PAGES.items() if re.match('02a[a-z]_', stem)} # they alone reach into another library
+
+
+def replacements(source: str) -> list[str]:
+    "What a module puts in the place of something that another object has: a forward, a class, a name in a registry."
+    trees = [*ast.walk(ast.parse(source))]
+    targets = [t for node in trees if isinstance(node, ast.Assign) for t in node.targets]
+    put = [t.attr for t in targets if isinstance(t, ast.Attribute) and t.attr in ('forward', '__class__', '__call__')]
+    calls = [n.func for n in trees if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
+    return put + [f.value.id for f in calls if f.attr == 'register' and isinstance(f.value, ast.Name)]
+
+
+def test_only_the_kernels_pages_reach_into_other_libraries():
+    found = {m for m in PAGES if replacements((ROOT/f'vlmtemporal/{m}.py').read_text())}
+    assert len(found) > 4 and found <= KERNELS, found - KERNELS
+    planted = 'layer.forward = ours\nAttentionInterface.register(name, f)'
+    assert replacements(planted) == ['forward', 'AttentionInterface']
 
 
 EARLY = [m for m in sorted(PLACES, key=PLACES.get) if PLACES[m] < (2, '')]

@@ -58,12 +58,13 @@ def test_the_answers_are_the_same(setting, native):
         assert np.linalg.norm(a - b) <= 1e-4*np.linalg.norm(b), name
 
 
-PAGES = [('2 native', '02a_kernels'), ('1 poorer', '02a_kernels'), ('2 native', '03a_decode')]
+PAGES = [('2 native', '02a_kernels'), ('1 poorer', '02a_kernels'), ('2 native', '02ad_tower'),
+         ('1 poorer', '02ad_tower'), ('2 native', '03a_decode')]
 
 
 @pytest.mark.parametrize('setting, page', PAGES)
 def test_the_pages_hold(setting, page):
-    """The two pages that compare what is ours with how a library computes it. With one thread and everything that the
+    """Pages that compare what is ours with how a library computes it. With one thread and everything that the
     processor can do, `nbdev_test` runs them already."""
     nbdev_test = Path(sys.executable).parent/'nbdev_test'
     r = run(setting, str(nbdev_test), '--path', f'nbs/{page}.ipynb', '--n_workers', '0')

@@ -1,33 +1,43 @@
 """Run pages as `nbdev_test` does, each in a process of its own: what a page sets (the environment, thread counts,
 registries) ends with it, and no page depends on the ones before."""
-import argparse, os, sys, time
+import argparse, os, sys, tempfile, time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
+from multiprocessing.connection import wait
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 LIBRARIES = ('nbdev.test', 'torch', 'transformers', 'matplotlib.pyplot') # imported once; every page begins with them
 
 
-def run(page: Path) -> tuple[bool, float]:
-    "One page: did it run to its end, and in how many seconds."
+def run(page: Path, folder: str):
+    "One page with a folder for what it leaves; ends this process, with 0 where the page ran to its end."
     from nbdev.config import get_config
     from nbdev.test import test_nb
+    os.environ['TMPDIR'] = tempfile.tempdir = folder
     os.chdir(ROOT/'nbs')
-    return test_nb(page, skip_flags=get_config().tst_flags.split(), basepath=ROOT)
+    passed, _ = test_nb(page, skip_flags=get_config().tst_flags.split(), basepath=ROOT)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(not passed) # without waiting for what a lesson has left running; it ends with its parent
 
 
 def results(pages: list[Path], n: int) -> Iterator[tuple[Path, bool, float]]:
-    "Every page with its result, as they end."
+    "Every page, whether it passed, and its seconds, as they end."
     context = get_context('forkserver')
     context.set_forkserver_preload(list(LIBRARIES))
-    with ProcessPoolExecutor(n, mp_context=context, max_tasks_per_child=1) as pool:
-        of = {pool.submit(run, page): page for page in pages}
-        for done in as_completed(of):
-            try: yield of[done], *done.result()
-            except BrokenProcessPool: yield of[done], False, 0. # one took its process with it, and all that were left
+    left, running = list(pages), {}
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        while left or running:
+            while left and len(running) < n:
+                page = left.pop(0)
+                process = context.Process(target=run, args=(page, tempfile.mkdtemp(dir=folder)))
+                process.start()
+                running[process.sentinel] = page, process, time.monotonic()
+            for ended in wait(list(running)):
+                page, process, begun = running.pop(ended)
+                process.join()
+                yield page, process.exitcode == 0, time.monotonic() - begun
 
 
 def chapters_first(page: Path) -> tuple[bool, str]:
@@ -40,9 +50,9 @@ def main():
     parser.add_argument('pages', nargs='*', type=Path, help='notebooks; all of nbs/ where none is named')
     parser.add_argument('-n', type=int, default=2, help='how many at once')
     said = parser.parse_args()
-    pages = sorted(said.pages or (ROOT/'nbs').glob('*.ipynb'), key=chapters_first)
+    pages = sorted((p.resolve() for p in said.pages or (ROOT/'nbs').glob('*.ipynb')), key=chapters_first)
     begun, times, failed = time.monotonic(), [], []
-    for page, passed, seconds in results([p.resolve() for p in pages], said.n):
+    for page, passed, seconds in results(pages, said.n):
         times.append((seconds, page.name))
         if not passed: failed.append(page.name)
         how = 'passed' if passed else 'FAILED'

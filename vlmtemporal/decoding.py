@@ -431,8 +431,8 @@ def _index_of(path: Path, limits: Limits, doubt: bool = False) -> _Index:
 class _Astray(Exception):
     "A decoder did not show what the list has."
 
-class _Run:
-    "A decoder on its way through a file, which knows the number of the frame that comes next."
+class _Feed:
+    "A decoder on its way through a file. What its packets say is compared with the list."
     def __init__(self, path: Path, index: _Index, limits: Limits):
         self._opened, self._index, self._stamps = _open(path, limits), index, index.stamps
         self._next: int | None = 0 # None: the next frame's stamp will tell
@@ -454,6 +454,10 @@ class _Run:
         listed, stamp = self._index.listed, _NO_TIME if packet.pts is None else packet.pts
         first, stop = np.searchsorted(listed.stamps, [stamp, stamp + 1])
         return packet.size in listed.sizes[first:stop]
+
+# %% ../nbs/00d_decoding.ipynb #a6d9b13b
+class _Run(_Feed):
+    "A decoder that knows the number of the frame that comes next."
     def _place(self, stamp: int | None) -> int:
         "The number of the frame with this stamp."
         found = np.flatnonzero(self._stamps == (_NO_TIME if stamp is None else stamp))
@@ -524,20 +528,13 @@ class _Reader:
         raise _Astray
 
 # %% ../nbs/00d_decoding.ipynb #389344e6
-class VideoFile(Video):
-    """A video file. Frame i is the i-th that a sequential decoding shows.
-    Raises `BadInput` when the file holds no video or asks for more than its limits allow."""
-    def __init__(self,
-        path: str | Path,
-        limits: Limits = Limits(),
-        whole: bool = False,        # decode all of it now, however large
-    ):
+class _IndexedFile(Video):
+    "A file and its list of frames. It must stay the file that was opened."
+    def __init__(self, path: str | Path, limits: Limits, whole: bool):
         self._path, self._limits = Path(path), limits
         self._lock, self._counting = threading.Lock(), threading.Lock()
         self._identity = _identity(self._path, limits)
         self._use(_index_of(self._path, limits, whole))
-        if not self._reader.index.is_proved: self._try_end()
-
     def _check_same(self):
         "Raises `BadInput` when the file is not the one any more that was opened."
         if _identity(self._path, self._limits) != self._identity:
@@ -551,6 +548,10 @@ class VideoFile(Video):
         "The next read begins with a jump."
         self._frames: Iterator[tuple[int, Any]] = iter(())
         self._next: float = math.inf
+
+# %% ../nbs/00d_decoding.ipynb #2189f612
+class _CheckedFile(_IndexedFile):
+    "Frames in a row, each as the list has it; where they are not, they are counted anew."
     def _try_end(self):
         "The container's list must hold at the last key frame, too."
         last = self._reader.key_before(len(self))
@@ -571,6 +572,9 @@ class VideoFile(Video):
         what = '; '.join(self.info.notes) or 'shows other frames than its container lists'
         return Recounted(what, self._path, 'ask again: its frames have been counted anew')
 
+# %% ../nbs/00d_decoding.ipynb #19743d15
+class _PickedFile(_CheckedFile):
+    "Any frames of a file."
     def _frame(self, i: int) -> Any:
         "One decoded frame; going on from the last one where that is nearer than a key frame."
         reader = self._reader
@@ -595,6 +599,20 @@ class VideoFile(Video):
                 self._forget()
                 raise
         return np.stack([found[i] for i in indices])
+
+def _as_rgb(picture: np.ndarray) -> np.ndarray: return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+
+# %% ../nbs/00d_decoding.ipynb #6d0c9022
+class VideoFile(_PickedFile):
+    """A video file. Frame i is the i-th that a sequential decoding shows.
+    Raises `BadInput` when the file holds no video or asks for more than its limits allow."""
+    def __init__(self,
+        path: str | Path,
+        limits: Limits = Limits(),
+        whole: bool = False,        # decode all of it now, however large
+    ):
+        super().__init__(path, limits, whole)
+        if not self._reader.index.is_proved: self._try_end()
     def _blocks(self, length, enough, first, stop):
         paint, block = self._painter(enough), np.empty(0)
         for i, frame in self._decoded(first, stop):
@@ -607,5 +625,3 @@ class VideoFile(Video):
         keys, total = self._reader.index.keys, len(self)
         if not self._reader.index.jumps or not len(keys): return [(0, total)]
         return runs(total, (int(keys[np.abs(keys - total*i/n).argmin()]) for i in range(1, n)))
-
-def _as_rgb(picture: np.ndarray) -> np.ndarray: return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)

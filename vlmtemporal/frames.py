@@ -26,6 +26,7 @@ MIN_SECONDS, MAX_SECONDS, MAX_FPS = 2, 60, 60 # of a clip
 MAX_CONTEXT = 5.        # seconds
 DEFAULT_SAMPLER = 'uniform' # no score has been found to beat it on both the twin and real work; needs no scoring
 
+# %% ../nbs/00i_frames.ipynb #725436fd
 @dataclass(frozen=True)
 class FrameSpec:
     """All that decides which frames of a video a model sees.
@@ -251,20 +252,13 @@ def _cut_chosen(frames, waiting: list[_OpenClip], size) -> Iterator[tuple]:
 # %% ../nbs/00i_frames.ipynb #4f88f2e9
 LARGE = 5e5 # pixels of a frame that is scaled before it is known whether it will be chosen
 
-class _ScoringPass:
-    "Scores frames as they pass and hands over clips as they are complete."
-    def __init__(self, video: Video, waiting: list[_OpenClip], spec: FrameSpec, score: str, choose):
-        self.waiting, self.spec, self.choose = waiting, spec, choose
-        self.scorer = Scorer(score, spec.roi, bgr=True)
+class _Scored:
+    "The scores of frames as they pass."
+    def __init__(self, video: Video, spec: FrameSpec, score: str):
+        self.spec, self.scorer = spec, Scorer(score, spec.roi, bgr=True)
         self.fps, self.n = video.info.fps, len(video)
         self.around = self.scorer.score.half(self.fps) # frames beside a clip that its scores depend on
-        self.large = video.info.width*video.info.height > LARGE
-        self.may_be_shown = np.zeros(self.n, bool)
-        for w in waiting: self.may_be_shown[np.r_[w.grid, w.context_frames]] = True
-        first = [w.first for w in waiting]
-        self.oldest = np.minimum.accumulate(first[::-1])[::-1].tolist() # first frame that clip i or a later one needs
         self.values = np.empty(0) # of the frames so far, as the scorer returns them
-        self.kept: dict[int, np.ndarray] = {}
 
     def score(self, i: int, frame: np.ndarray):
         "Look at the next frame."
@@ -275,6 +269,19 @@ class _ScoringPass:
     def scores(self, first: int, stop: int) -> np.ndarray:
         "Finished scores of these frames, (stop - first,)."
         return self.scorer.score.finish(self.values[first:stop], self.fps)
+
+# %% ../nbs/00i_frames.ipynb #f87a8f81
+class _ScoringPass(_Scored):
+    "Scores frames as they pass and hands over clips as they are complete."
+    def __init__(self, video: Video, waiting: list[_OpenClip], spec: FrameSpec, score: str, choose):
+        super().__init__(video, spec, score)
+        self.waiting, self.choose = waiting, choose
+        self.large = video.info.width*video.info.height > LARGE
+        self.may_be_shown = np.zeros(self.n, bool)
+        for w in waiting: self.may_be_shown[np.r_[w.grid, w.context_frames]] = True
+        first = [w.first for w in waiting]
+        self.oldest = np.minimum.accumulate(first[::-1])[::-1].tolist() # first frame that clip i or a later one needs
+        self.kept: dict[int, np.ndarray] = {}
 
     def is_complete(self, w: _OpenClip, i: int) -> bool:
         "Has everything passed that the clip depends on?"

@@ -205,7 +205,7 @@ def _pour(frames: Iterable[np.ndarray], first: int, pouring: _Pouring, seconds: 
     pouring.answers.say(done=True)
 
 # %% ../nbs/00e_guard.ipynb #892a7fe3
-class _Server:
+class _Serving:
     "The child's side: one video, one request at a time."
     def __init__(self, out: Any, limits: Limits, decoder: str):
         module, _, name = decoder.partition(':')
@@ -222,6 +222,10 @@ class _Server:
             except Exception as e:
                 if _lacks_memory(e) or _is_starved(self.limits): os._exit(_NO_MEMORY)
                 self.answers.say(**_refusal(e))
+
+# %% ../nbs/00e_guard.ipynb #58d01f20
+class _Server(_Serving):
+    "What a child can be asked."
     def attach(self, key: int | str, size: int):
         "Use the parent's memory from now on."
         self.view = _attached(key, size)
@@ -594,7 +598,25 @@ class _Asked(_Child):
         self.shared = max(size, self.shared)
 
 # %% ../nbs/00e_guard.ipynb #bd45c4e3
-class _Frames(_Asked):
+class _Described(_Asked):
+    "A child process that says what its file is."
+    def copy(self, out: np.ndarray, at: int):
+        "Fill an array from the memory."
+        with self.sense(): self.memory.read_into(out, at)
+    def describe(self) -> tuple[VideoInfo, np.ndarray]:
+        "What the file is, and the times of its frames."
+        told = self.ask('describe')
+        with self.sense(): info = _checked_info(told['info'], self.path, self.limits)
+        self.share(8*info.n_frames)
+        told = self.ask('times')
+        times = np.empty(info.n_frames)
+        with self.sense():
+            if told['n'] != info.n_frames: raise ValueError('not as many times')
+            self.copy(times, 0)
+            return info, _checked_times(times)
+
+# %% ../nbs/00e_guard.ipynb #7516ff39
+class _Frames(_Described):
     "A child process that passes on frames."
     def frames(self,
         count: int,         # frames that are wanted
@@ -622,20 +644,6 @@ class _Frames(_Asked):
         fits = 0 < n*height*width*3 <= self.shared//_PLACES
         if not fits or message['index'] != first or n > most or place >= _PLACES: raise ValueError('other frames')
         return place, (n, height, width, 3)
-    def copy(self, out: np.ndarray, at: int):
-        "Fill an array from the memory."
-        with self.sense(): self.memory.read_into(out, at)
-    def describe(self) -> tuple[VideoInfo, np.ndarray]:
-        "What the file is, and the times of its frames."
-        told = self.ask('describe')
-        with self.sense(): info = _checked_info(told['info'], self.path, self.limits)
-        self.share(8*info.n_frames)
-        told = self.ask('times')
-        times = np.empty(info.n_frames)
-        with self.sense():
-            if told['n'] != info.n_frames: raise ValueError('not as many times')
-            self.copy(times, 0)
-            return info, _checked_times(times)
 
 # %% ../nbs/00e_guard.ipynb #52d37c28
 class _Children:
@@ -697,7 +705,21 @@ def _identity(path: Path) -> tuple:
     return str(path.resolve()), s.st_size, s.st_mtime_ns, s.st_ino
 
 # %% ../nbs/00e_guard.ipynb #499cf653
-class _Guarded(Video):
+class _Lending(Video):
+    "The child processes of a file, lent for one request each."
+    _children: _Children
+    def close(self):
+        "End the processes that decode; to read again starts one again."
+        self._children.close()
+    def _another(self) -> _Frames:
+        "One more process. Raises `BadInput` when it finds other frames than the first one."
+        child = self._children.start()
+        if not hasattr(self, 'times') or np.array_equal(child.describe()[1], self.times): return child
+        self._children.end(child)
+        raise BadInput('it holds other frames than before', self.info.path, 'has the file changed?')
+
+# %% ../nbs/00e_guard.ipynb #a962a035
+class _Guarded(_Lending):
     "What is known of a file that a child process has open."
     decoder = 'vlmtemporal.decoding:VideoFile' # opens it there
     def __init__(self,
@@ -718,9 +740,6 @@ class _Guarded(Video):
         except BaseException:
             self.close()
             raise
-    def close(self):
-        "End the processes that decode; to read again starts one again."
-        self._children.close()
     @contextmanager
     def _lent(self) -> Iterator[_Frames]:
         "A child process for one request."
@@ -733,12 +752,6 @@ class _Guarded(Video):
             self.info, self.times = child.describe()
             raise
         finally: self._children.give_back(child)
-    def _another(self) -> _Frames:
-        "One more process. Raises `BadInput` when it finds other frames than the first one."
-        child = self._children.start()
-        if not hasattr(self, 'times') or np.array_equal(child.describe()[1], self.times): return child
-        self._children.end(child)
-        raise BadInput('it holds other frames than before', self.info.path, 'has the file changed?')
 
 # %% ../nbs/00e_guard.ipynb #df560bcf
 class GuardedVideo(_Guarded):

@@ -310,9 +310,8 @@ operations:
 
 # %% ../nbs/01a_operations.ipynb #589a7a4b
 @dataclass(frozen=True, eq=False)
-class Taxonomy:
-    """A closed list of 2 to 400 operations; `null` names the one that stands for 'nothing of these'. Raises `BadInput`
-    when two have one name, whatever its case, and when a text cannot be used."""
+class _Words:
+    "The operations of a taxonomy, and what a model is told of them."
     name: str
     operations: tuple[Operation, ...]
     null: str
@@ -328,9 +327,13 @@ class Taxonomy:
     def asked(self) -> tuple:
         "What a model is told and may answer; two taxonomies that agree on it are equal."
         return self.names, self.null, self.work, tuple(o.description if self.describe else '' for o in self.operations)
-    def __eq__(self, other: object) -> bool: return isinstance(other, Taxonomy) and self.asked == other.asked
+    def __eq__(self, other: object) -> bool: return isinstance(other, _Words) and self.asked == other.asked
     def __hash__(self) -> int: return hash(self.asked)
     def __len__(self) -> int: return len(self.operations)
+
+# %% ../nbs/01a_operations.ipynb #018eb7f3
+class _Lookup(_Words):
+    "A taxonomy that finds its operations."
     @cached_property
     def _by_id(self) -> dict[int, Operation]: return {o.id: o for o in self.operations}
     @cached_property
@@ -356,6 +359,22 @@ class Taxonomy:
     def colour(self, name: str) -> str:
         "Its colour in plots, '#rrggbb', for up to 400 operations a distinct one; `ValueError` for another name."
         return self._colours[self.index(name)]
+
+# %% ../nbs/01a_operations.ipynb #a7a31422
+def _difference(a: _Words, b: _Words) -> str:
+    "In which way `b` is not `a`, in a few words; '' when they are equal."
+    lacking, more = ([n for n in x.names if n not in y.names] for x, y in ((a, b), (b, a)))
+    said = {'it lacks': lacking, 'it has': more}
+    if lacking or more: return ', '.join(f'{k} {_few(v)}' for k, v in said.items() if v)
+    if a.names != b.names: return 'it has them in another order'
+    if a.null != b.null: return f'its null is {b.null}, not {a.null}'
+    if a.work != b.work: return f'its work is {b.work}, not {a.work}'
+    return '' if a == b else 'it describes them otherwise'
+
+# %% ../nbs/01a_operations.ipynb #0ac3276c
+class Taxonomy(_Lookup):
+    """A closed list of 2 to 400 operations; `null` names the one that stands for 'nothing of these'. Raises `BadInput`
+    when two have one name, whatever its case, and when a text cannot be used."""
     def to_dict(self) -> dict:
         "JSON's shape; an operation states what it has."
         rows = [{k: v for k, v in vars(o).items() if v or k == 'id'} for o in self.operations]
@@ -379,21 +398,15 @@ class Taxonomy:
         "What a file that depends on it holds: the name of one that comes with the package, else all of it."
         whole = self.to_dict()
         return self.name if any(whole == t.to_dict() for t in BUILT_IN.values()) else whole
-    def unlike(self, other: 'Taxonomy') -> str:
-        "In which way another one is not this one, in a few words; '' when they are equal."
-        lacking, more = ([n for n in a.names if n not in b.names] for a, b in ((self, other), (other, self)))
-        said = {'it lacks': lacking, 'it has': more}
-        if lacking or more: return ', '.join(f'{k} {_few(v)}' for k, v in said.items() if v)
-        if self.names != other.names: return 'it has them in another order'
-        if self.null != other.null: return f'its null is {other.null}, not {self.null}'
-        if self.work != other.work: return f'its work is {other.work}, not {self.work}'
-        return '' if self == other else 'it describes them otherwise'
     @classmethod
     def of(cls, stored: object, where: object = 'taxonomy') -> 'Taxonomy':
         "What `stored` gave; raises `BadInput`, which names `where`, for anything else."
         if not isinstance(stored, str): return cls(**_fields(stored, 'taxonomy', YamlSource(where, {})))
         if stored in TAXONOMIES: return TAXONOMIES[stored]
         raise BadInput(f'has the unknown taxonomy {shown(stored)}', where, f'known are {", ".join(TAXONOMIES)}')
+    def unlike(self, other: 'Taxonomy') -> str:
+        "In which way another one is not this one, in a few words; '' when they are equal."
+        return _difference(self, other)
 
 # %% ../nbs/01a_operations.ipynb #128c011d
 _FOLDER = Path(vlmtemporal.__file__).parent/'taxonomies'
@@ -497,17 +510,13 @@ def _time_shares(
 
 # %% ../nbs/01a_operations.ipynb #9c46bbd9
 @dataclass(frozen=True)
-class Grammar:
-    "Transition counts `(C, C)` and log-normal durations `(C,)` of operations, learnt from sessions."
+class _Order:
+    "Transition counts `(C, C)` and log-normal durations `(C,)` of operations."
     taxonomy: Taxonomy
     counts: np.ndarray   # (C, C) float64: how often column follows row
     log_mean: np.ndarray # (C,) mean of log seconds
     log_std: np.ndarray  # (C,) standard deviation of log seconds, at least 0.25
     epsilon: float = 0.5 # added to every count
-    @classmethod
-    def learn(cls, sequences: list[list[Segment]], taxonomy: Taxonomy, epsilon: float = 0.5) -> 'Grammar':
-        "From the segments of each session, in order; an operation that was never seen gets the overall duration."
-        return cls(taxonomy, _count_transitions(sequences, taxonomy), *_fit_durations(sequences, taxonomy), epsilon)
     @property
     def transitions(self) -> np.ndarray:
         "(C, C) probabilities of the next operation; each row sums to 1; never itself."
@@ -526,6 +535,14 @@ class Grammar:
     def next(self, operation: str) -> str:
         "The operation that most often follows `operation`."
         return next(iter(self.after(operation)))
+
+# %% ../nbs/01a_operations.ipynb #68bb6068
+class Grammar(_Order):
+    "Transition counts `(C, C)` and log-normal durations `(C,)` of operations, learnt from sessions."
+    @classmethod
+    def learn(cls, sequences: list[list[Segment]], taxonomy: Taxonomy, epsilon: float = 0.5) -> 'Grammar':
+        "From the segments of each session, in order; an operation that was never seen gets the overall duration."
+        return cls(taxonomy, _count_transitions(sequences, taxonomy), *_fit_durations(sequences, taxonomy), epsilon)
     def to_dict(self) -> dict:
         "JSON's shape: lists in the taxonomy's order."
         arrays = dict(counts=self.counts.tolist(), log_mean=self.log_mean.tolist(), log_std=self.log_std.tolist())

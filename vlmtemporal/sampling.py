@@ -89,7 +89,7 @@ def _draw_scores(ax, clips: list[SampledClip]) -> tuple[list[str], float, float]
         shown = lambda v, low=low, high=high: (v - low)/max(high - low, 1e-9)
         t = c.start + np.arange(c.n_frames)/c.spec.fps
         ax.plot(t, shown(c.scores), lw=.6, color='.7')
-        ax.plot(t, shown(smooth(c.scores)), lw=1.2, color='k', ls=style, label=name)
+        ax.plot(t, shown(smooth(c.scores)), lw=1.2, color='k', ls=style, label=f'score: {name}')
     ax.set_ylabel('scores, scaled' if len(names) > 1 else f'{names[0]}, {get_score(names[0]).unit}')
     first = clips[0].scores
     return names, *((0, 1) if len(names) > 1 else (first.min(), first.max()))
@@ -104,6 +104,22 @@ def _draw_frames(fig, cells, clip: SampledClip, color: str):
         ax.set_title(f'{clip.start + i/clip.spec.fps:.2f} s', fontsize=8, color=color, pad=2)
         if not j: ax.set_ylabel(clip.sampler, color=color)
 
+# %% ../nbs/00_sampling.ipynb #3636b4f7
+def _draw_choices(ax, clips: list[SampledClip], boundaries: tuple):
+    "The scores over time, a row of ticks below them for each sampler, and the boundaries."
+    names, low, high = _draw_scores(ax, clips)
+    step = max(high - low, 1e-3)*.18
+    for row, c in enumerate(clips):
+        at = np.full(len(c.indices), low - (row + 1)*step)
+        ax.plot(c.start + c.times, at, '|', ms=9, mew=2, color=f'C{row}', label=c.sampler)
+    for b in boundaries: ax.axvline(b, ls='--', lw=1, color='r')
+    start, stop = clips[0].start, clips[0].start + (clips[0].n_frames - 1)/clips[0].spec.fps
+    ax.set_xlim(min(start, *(c.start + c.times.min() for c in clips)) - .04, stop + .04)
+    ax.set_ylim(low - (len(clips) + .6)*step, high + .4*step)
+    ax.set_yticks([t for t in ax.get_yticks() if low - step/2 <= t <= high + .4*step]) # the ticks below have no score
+    ax.set_xlabel('seconds into the video')
+    ax.legend(frameon=False, fontsize=8, loc='lower right', bbox_to_anchor=(1, .98), ncol=len(clips) + len(names))
+
 # %% ../nbs/00_sampling.ipynb #7afc3934
 def plot_samplers(
     clips: list[SampledClip], # the same clip, sampled in different ways
@@ -112,19 +128,12 @@ def plot_samplers(
     "The score of a clip, what each sampler chose, and the chosen frames."
     from matplotlib.figure import Figure
     rows, columns = len(clips), max(len(c.indices) for c in clips)
-    fig = Figure(figsize=(11, 2.2 + 1.55*rows))
-    grid = fig.add_gridspec(1 + rows, columns, height_ratios=[1.5] + [1]*rows, hspace=.35, wspace=.05)
-    top = fig.add_subplot(grid[0, :])
-    names, low, high = _draw_scores(top, clips)
-    step = max(high - low, 1e-3)*.18
-    for row, c in enumerate(clips):
-        at = np.full(len(c.indices), low - (row + 1)*step)
-        top.plot(c.start + c.times, at, '|', ms=9, mew=2, color=f'C{row}', label=c.sampler)
-        _draw_frames(fig, [grid[row + 1, j] for j in range(columns)], c, f'C{row}')
-    for b in boundaries: top.axvline(b, ls='--', lw=1, color='r')
-    start, stop = clips[0].start, clips[0].start + (clips[0].n_frames - 1)/clips[0].spec.fps
-    top.set_xlim(min(start, *(c.start + c.times.min() for c in clips)) - .04, stop + .04)
-    top.legend(frameon=False, fontsize=8, loc='lower right', bbox_to_anchor=(1, .98), ncol=rows + len(names))
+    height = 2.3 + 1.45*rows # inches
+    fig = Figure(figsize=(11, height))
+    top = fig.add_gridspec(1, 1, top=1 - .3/height, bottom=(1.45*rows + .55)/height).subplots()
+    grid = fig.add_gridspec(rows, columns, top=(1.45*rows - .1)/height, bottom=0, hspace=.25, wspace=.05)
+    _draw_choices(top, clips, boundaries)
+    for row, c in enumerate(clips): _draw_frames(fig, [grid[row, j] for j in range(columns)], c, f'C{row}')
     return Picture(fig)
 
 # %% ../nbs/00_sampling.ipynb #1659986a

@@ -272,8 +272,8 @@ def _check_sizes(path: Path, index: dict):
         if size != s['bytes']: raise BadInput(f"has {size} bytes instead of {s['bytes']}", shard, _AGAIN)
 
 # %% ../nbs/01n_shards.ipynb #5c6a29c4
-class _Reader:
-    "Reads the examples of a folder of shards: `len(reader)`, `reader[i]`, `for e in reader`."
+class _Folder:
+    "A folder of shards, here or at a URL, and its index."
     def __init__(self, path: str | Path):
         url = address(path)
         self.path = _mirrors(url)[0] if url else plain(path) # of what lies at a URL: where it is kept
@@ -291,6 +291,10 @@ class _Reader:
         "Some bytes of a shard."
         if self.is_streamed: return read_bytes(url_of(path) or '', begin, end)
         with open(self.at_hand(path), 'rb') as f: return os.pread(f.fileno(), end - begin, begin)
+
+# %% ../nbs/01n_shards.ipynb #04c55f7d
+class _Reader(_Folder):
+    "Reads the examples of a folder of shards: `len(reader)`, `reader[i]`, `for e in reader`."
     @cached_property
     def _places(self) -> list[tuple[str, Path, list[Member]]]:
         "For each example its key, its shard and its members."
@@ -327,30 +331,8 @@ class _Reader:
             while ahead: yield ahead.popleft().result()
 
 # %% ../nbs/01n_shards.ipynb #03f1779a
-class Shards(_Reader):
-    "The examples of one split: `len(shards)`, `shards[i]`, `for e in shards`, and what its index tells of them."
-    def __init__(self, path: str | Path, whole: bool = True):
-        "Open a folder with an index.json; `whole`: refuse to when a shard is missing or has another size."
-        super().__init__(path)
-        self.spec: FrameSpec = FrameSpec.from_dict(self.index.get('frames', {}), self.path/'index.json')
-        if whole and not self.is_remote: _check_sizes(self.path, self.index)
-    @property
-    def split(self) -> str:
-        "'train', 'val' or 'test'."
-        return self.index['split']
-    @cached_property
-    def taxonomy(self) -> Taxonomy:
-        "The words of its answers; raises `BadInput` when the index holds none."
-        return Taxonomy.of(self.index['taxonomy'], self.path/'index.json')
-    @property
-    def people(self) -> tuple[str, ...]:
-        "Who is recorded, as `person` names them."
-        return tuple(self.index.get('people', ()))
-    @property
-    def grammar(self) -> Grammar | None:
-        "What training sessions teach about order and durations; None for other splits."
-        stored = self.index.get('grammar')
-        return Grammar.from_dict(stored, self.path/'index.json') if stored else None
+class _Made(_Reader):
+    "What the index tells of how the shards were made."
     @property
     def config(self) -> str:
         "Hash of the settings and sources that it was made from."
@@ -379,6 +361,32 @@ class Shards(_Reader):
     def hashes(self) -> tuple[str, ...]:
         "SHA-256 of each shard."
         return tuple(s['sha256'] for s in self.index['shards'])
+
+# %% ../nbs/01n_shards.ipynb #ccc008fb
+class Shards(_Made):
+    "The examples of one split: `len(shards)`, `shards[i]`, `for e in shards`, and what its index tells of them."
+    def __init__(self, path: str | Path, whole: bool = True):
+        "Open a folder with an index.json; `whole`: refuse to when a shard is missing or has another size."
+        super().__init__(path)
+        self.spec: FrameSpec = FrameSpec.from_dict(self.index.get('frames', {}), self.path/'index.json')
+        if whole and not self.is_remote: _check_sizes(self.path, self.index)
+    @property
+    def split(self) -> str:
+        "'train', 'val' or 'test'."
+        return self.index['split']
+    @cached_property
+    def taxonomy(self) -> Taxonomy:
+        "The words of its answers; raises `BadInput` when the index holds none."
+        return Taxonomy.of(self.index['taxonomy'], self.path/'index.json')
+    @property
+    def people(self) -> tuple[str, ...]:
+        "Who is recorded, as `person` names them."
+        return tuple(self.index.get('people', ()))
+    @property
+    def grammar(self) -> Grammar | None:
+        "What training sessions teach about order and durations; None for other splits."
+        stored = self.index.get('grammar')
+        return Grammar.from_dict(stored, self.path/'index.json') if stored else None
 
 # %% ../nbs/01n_shards.ipynb #18cd3682
 def find_split(

@@ -136,32 +136,31 @@ def _table(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
     return head, body
 
 # %% ../nbs/01p_study.ipynb #6256b5c4
-def _draw_intervals(ax, values: list[dict], names: list[str], colors: list[str], label: str, line: float):
+def _draw_intervals(ax, values: list[dict], names: list[str], colors: list[str], title: str, line: float):
     "A dot with its interval for every name, and a dashed line to compare with."
     for y, (v, color) in enumerate(zip(values, colors, strict=True)):
         ax.plot([v['low'], v['high']], [y, y], color=color, lw=2)
         ax.plot(v['mean'], y, 'o', color=color, ms=5)
     ax.axvline(line, ls='--', lw=1, color='.4')
     ax.grid(axis='x', alpha=.3)
-    ax.set(yticks=range(len(names)), yticklabels=names, xlim=(0, 1), xlabel=label)
-    ax.invert_yaxis()
+    ax.set(yticks=range(len(names)), yticklabels=names, xlim=(0, 1), ylim=(len(names) - .5, -.5))
+    ax.set_title(title, fontsize=9)
 
 # %% ../nbs/01p_study.ipynb #b54d5b6c
 def _draw(rows: list[dict]) -> Picture:
     "Recall at two tolerances, and what each score knows of boundaries."
     from matplotlib.figure import Figure
-    fig = Figure(figsize=(12, .9 + .2*len(rows)))
+    fig = Figure(figsize=(12, 1 + .2*len(rows)), layout='constrained')
     axes = fig.subplots(1, 3, width_ratios=[3, 3, 2])
     color = {score: f'C{i}' for i, score in enumerate(SCORES)}
     even = next(r['recall'] for r in rows if r['sampler'] == 'uniform')
     for ax, t in zip(axes, _GAINS, strict=False):
         _draw_intervals(ax, [r['recall'][t] for r in rows], [r['sampler'] if ax is axes[0] else '' for r in rows],
                         [color.get(r['score'], '.4') for r in rows],
-                        f'boundary recall within {t} s; dashed: uniform', even[t]['mean'])
+                        f'boundaries within {t} s (dashed: uniform)', even[t]['mean'])
     known = {r['score']: r['auc'] for r in rows if r['auc']}
     _draw_intervals(axes[2], list(known.values()), list(known), [color[score] for score in known],
-                    'AUC of the score near boundaries; dashed: chance', .5)
-    fig.tight_layout()
+                    'AUC of the score (dashed: chance)', .5)
     return Picture(fig)
 
 # %% ../nbs/01p_study.ipynb #e00e572a

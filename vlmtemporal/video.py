@@ -92,9 +92,54 @@ def _decode_picture(path: Path, mode: int) -> np.ndarray:
     return picture
 
 # %% ../nbs/00f_video.ipynb #c0ad892d
+class _Pictures(Video):
+    "Picture files, one a frame, all shown in the size of the first."
+    paths: list[Path]
+    _limits: Limits
+    def _size_of(self, i: int) -> tuple[int, int] | None:
+        "The size of a picture, None when it is none. Raises `BadInput` when it is larger than the limit."
+        size, most = _picture_size(self.paths[i]), self._limits.pixels
+        if size and size[0]*size[1] > most:
+            raise BadInput(f'is a picture of {size[0]}x{size[1]}, more than the limit of {most/1e6:.3g} million pixels',
+                           self.paths[i], 'make it smaller')
+        return size
+    def _note(self, how_many: str):
+        what, i = 'pictures have another size than the first and are scaled to', self.info
+        if any(what in note for note in i.notes): return
+        self.info = replace(i, notes=(*i.notes, f'{how_many} {what} {i.width}x{i.height}'))
+
+    def _picture(self, i: int, mode: int) -> np.ndarray:
+        "Frame `i`, uint8 BGR (H, W, 3), decoded as `mode` says, of the size that the first has so."
+        size, full = self._size_of(i), (self.info.width, self.info.height)
+        picture = _decode_picture(self.paths[i], mode if size == full else cv2.IMREAD_COLOR)
+        if size == full: return picture
+        self._note('some')
+        return scaled(picture, _decode_picture(self.paths[0], mode).shape[1::-1])
+
+# %% ../nbs/00f_video.ipynb #56253109
+class _ReadPictures(_Pictures):
+    "Some of the pictures, or all of them in blocks."
+    def _read(self, indices, size, enough):
+        mode = _reading_mode(self.info.width, enough)
+        pictures = (scaled(self._picture(i, mode), size) for i in indices)
+        return np.stack([cv2.cvtColor(picture, cv2.COLOR_BGR2RGB) for picture in pictures])
+
+    def _blocks(self, length, enough, first, stop):
+        mode = _reading_mode(self.info.width, enough)
+        for i in range(first, stop, length):
+            yield i, np.stack([self._picture(j, mode) for j in range(i, min(i + length, stop))])
+
+# %% ../nbs/00f_video.ipynb #7f1a1c52
+def _digest(paths: list[Path]) -> str:
+    "SHA-256 of names and contents."
+    pictures = hashlib.sha256()
+    for p in paths: pictures.update(p.name.encode() + p.read_bytes())
+    return pictures.hexdigest()
+
+# %% ../nbs/00f_video.ipynb #2b9e6620
 _FEW = 2000 # pictures whose sizes are looked at when a folder is opened
 
-class FrameFolder(Video):
+class FrameFolder(_ReadPictures):
     """A folder tree of JPEG or PNG frames named by their time; `start` is the first frame's POSIX time.
     Raises `BadInput` when made of a folder without such pictures."""
     def __init__(self,
@@ -117,46 +162,10 @@ class FrameFolder(Video):
         "Tell of pictures of another size than the first."
         sizes = [self._size_of(i) for i in range(len(self))]
         if others := [s for s in sizes if s not in (None, sizes[0])]: self._note(f'{len(others)} of {len(self)}')
-    def _size_of(self, i: int) -> tuple[int, int] | None:
-        "The size of a picture, None when it is none. Raises `BadInput` when it is larger than the limit."
-        size, most = _picture_size(self.paths[i]), self._limits.pixels
-        if size and size[0]*size[1] > most:
-            raise BadInput(f'is a picture of {size[0]}x{size[1]}, more than the limit of {most/1e6:.3g} million pixels',
-                           self.paths[i], 'make it smaller')
-        return size
-    def _note(self, how_many: str):
-        what, i = 'pictures have another size than the first and are scaled to', self.info
-        if any(what in note for note in i.notes): return
-        self.info = replace(i, notes=(*i.notes, f'{how_many} {what} {i.width}x{i.height}'))
-
-    def _picture(self, i: int, mode: int) -> np.ndarray:
-        "Frame `i`, uint8 BGR (H, W, 3), decoded as `mode` says, of the size that the first has so."
-        size, full = self._size_of(i), (self.info.width, self.info.height)
-        picture = _decode_picture(self.paths[i], mode if size == full else cv2.IMREAD_COLOR)
-        if size == full: return picture
-        self._note('some')
-        return scaled(picture, _decode_picture(self.paths[0], mode).shape[1::-1])
-
-    def _read(self, indices, size, enough):
-        mode = _reading_mode(self.info.width, enough)
-        pictures = (scaled(self._picture(i, mode), size) for i in indices)
-        return np.stack([cv2.cvtColor(picture, cv2.COLOR_BGR2RGB) for picture in pictures])
-
-    def _blocks(self, length, enough, first, stop):
-        mode = _reading_mode(self.info.width, enough)
-        for i in range(first, stop, length):
-            yield i, np.stack([self._picture(j, mode) for j in range(i, min(i + length, stop))])
-
     def parts(self, n):
         return runs(len(self), (len(self)*i//n for i in range(1, n)))
 
     def digest(self): return _digest(self.paths)
-
-def _digest(paths: list[Path]) -> str:
-    "SHA-256 of names and contents."
-    pictures = hashlib.sha256()
-    for p in paths: pictures.update(p.name.encode() + p.read_bytes())
-    return pictures.hexdigest()
 
 # %% ../nbs/00f_video.ipynb #100e213c
 def _open_folder(path: str, limits: Limits, whole: bool) -> FrameFolder:
@@ -184,6 +193,13 @@ def _open_file(path: Path, limit: float, limits: Limits, whole: bool) -> Video:
     video.limit = limit
     return video
 
+def _told(video: Video) -> Video:
+    "The video, after its notes were said as a warning."
+    i = video.info
+    if i.notes: warnings.warn(f'{i.path}: {"; ".join(i.notes)}', VLMTemporalWarning, stacklevel=3)
+    return video
+
+# %% ../nbs/00f_video.ipynb #8965175c
 def open_video(
     path: str | Path,           # a video file, or a folder of frames
     limit: float | None = None, # seconds that one call of the decoder may take; when absent 60, and 1 for each MB
@@ -206,12 +222,7 @@ def open_video(
     else: video = GuardedVideo(path, replace(limits, time=limit or limits.time), whole, stop)
     return _told(video)
 
-def _told(video: Video) -> Video:
-    "The video, after its notes were said as a warning."
-    i = video.info
-    if i.notes: warnings.warn(f'{i.path}: {"; ".join(i.notes)}', VLMTemporalWarning, stacklevel=3)
-    return video
-
+# %% ../nbs/00f_video.ipynb #d1ab3bdd
 def probe(path: str | Path, trusted: bool = True) -> VideoInfo:
     "What the source at `path` really holds. Raises `BadInput` when it cannot be used."
     return open_video(path, trusted=trusted).info

@@ -258,8 +258,8 @@ def _ink(colour: str) -> str: # '#rrggbb'
     return '#000000' if linear @ (.2126, .7152, .0722) > .18 else '#ffffff'
 
 # %% ../nbs/01q_viewing.ipynb #7705c43f
-class SessionView:
-    "A session and what was predicted for it, to look at; a picture in a notebook."
+class _Seen:
+    "What there is to see of a session: its recording, its labels, and what was predicted."
     def __init__(self,
         session: Session,
         lines: Sequence[Line] = (), # predictions
@@ -286,6 +286,10 @@ class SessionView:
     def compared(self) -> list[_Compared]:
         "Where each prediction differs from the labels."
         return [_compare(self.truth, self.covering(line.segments)) for line in self.predictions]
+
+# %% ../nbs/01q_viewing.ipynb #ceed27bb
+class SessionView(_Seen):
+    "A session and what was predicted for it, to look at; a picture in a notebook."
     @property
     def agreement(self) -> dict[str, float]:
         "The share of time in which each prediction is what was labelled."
