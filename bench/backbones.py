@@ -5,11 +5,11 @@
     python bench/backbones.py --paper [--rows ...]
 
 A row is a checkpoint's architecture, written down below as its config.json has it. Its weights are random, for they
-cost the same as trained ones, and are packed to NF4 one after the other on the device: no checkpoint is written. QLoRA
-trains r=16 on 8 pictures of 336x336 an example and 16 examples an optimiser step, in fp16; then the model answers some
-clips with the constrained decoder. Memory is capped at what a T4 has, without the attention kernels that a T4 lacks;
-the seconds are those of the card that it runs on. Every row and micro-batch is a process of its own, so that one that runs
-out of memory is one row; the first micro-batch of --micro that fits is shown.
+cost the same as trained ones, and are packed to NF4 one after the other on the device: no checkpoint is written.
+QLoRA trains r=16 on 8 pictures of 336x336 an example and 16 examples an optimiser step, in fp16; then the model
+answers some clips with the constrained decoder. Memory is capped at what a T4 has, without the attention kernels that
+a T4 lacks; the seconds are those of the card that it runs on. Every row and micro-batch is a process of its own, so
+that one that runs out of memory is one row; the first micro-batch of --micro that fits is shown.
 
 The tokenizer stands in for a family's own: the bundled one (957 tokens), or --tokenizer. The pictures' tokens are the
 family's own processor's; embeddings and head are as large as published. With --out what is finished is kept in a file,
