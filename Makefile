@@ -3,8 +3,9 @@
 # make lint    ruff on modules, tests, benches, tools and notebooks; mypy on the modules
 # make kaggle-check   Kaggle at length: pushed notebooks run for real, against a stub
 # make serve-check    chapter 4 at length: the server under load, hostile files, image and Space installed
-# make docs    the documentation site: _docs/index.html
+# make docs    the documentation site: _docs/html/index.html
 # make dist    wheel and source archive: dist/
+# make dist-check   both in clean environments of DIST_PYTHONS (python3.11 python3.13), where a clip is asked about
 # make setup   only the environment; the others call it by themselves
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ NOTEBOOKS := $(sort $(wildcard nbs/*.ipynb))
 # threads that wait should sleep: where something else runs, they are in its way
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo lint test kaggle-check serve-check export notebooks readme bench docs dist
+.PHONY: setup demo lint test kaggle-check serve-check export notebooks readme bench docs dist dist-check
 setup: $(STAMP)
 
 $(STAMP): settings.ini setup.py
@@ -35,7 +36,7 @@ lint: setup
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python tools/pages.py
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -n 2 --dist worksteal tests
 
 # a Python with the versions of Kaggle's image, and a folder of newer packages that come before them; both can be
 # given: make kaggle-check KAGGLE_PYTHON=/path/to/python KAGGLE_NEWEST=/path/to/folder
@@ -84,6 +85,9 @@ $(VENV)/.docs: $(STAMP)
 dist: $(VENV)/.docs
 	rm -rf build dist
 	$(BIN)/python -m build --quiet --outdir dist .
+
+dist-check: setup
+	VLMTEMPORAL_DIST_CHECK=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s tests/test_wheel.py -k 'clean'
 
 bench: setup
 	$(BIN)/python bench/sampling.py

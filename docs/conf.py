@@ -1,5 +1,5 @@
 "Sphinx's settings for the pages that `stage.py` writes; `make docs` calls it."
-import re, sys
+import sys
 from hashlib import sha256
 from pathlib import Path
 
@@ -29,13 +29,11 @@ toc_object_entries_show_parents = 'hide'
 nb_execution_mode = 'off' # pages show what is stored in them
 nb_ipywidgets_js = {}
 nb_merge_streams = True
+nb_render_markdown_format = 'myst' # what cells show has tables
 myst_enable_extensions = ['fieldlist']
 myst_heading_anchors = 4
 myst_fence_as_directive = ['mermaid']
 myst_links_external_new_tab = False
-
-
-SCALE = .65 # of a drawing: its letters are then as high as a table's
 
 
 class Mermaid(SphinxDirective):
@@ -51,10 +49,11 @@ class Mermaid(SphinxDirective):
             path.parent.mkdir(exist_ok=True)
             path.write_text(mermaidx.render(source).svg(), encoding='utf-8')
         words = '; '.join(line.strip() for line in source.splitlines()[1:] if '-->' in line).replace('-->', 'to')
-        wide = float(re.search(r'viewBox="\S+ \S+ (\S+)', path.read_text(encoding='utf-8'))[1])
-        picture = nodes.image(uri=f'/{name}', alt=f'Drawing: {words}', width=f'{wide*SCALE:.0f}px')
+        picture = nodes.image(uri=f'/{name}', alt=f'Drawing: {words}')
         self.set_source_info(picture)
-        return [nodes.container('', picture, classes=['drawn'])]
+        large = '../'*self.env.docname.count('/') + f'_images/{path.name}'
+        link = nodes.reference('', '', picture, refuri=large, reftitle='Open it at its full size')
+        return [nodes.container('', nodes.paragraph('', '', link), classes=['drawn'])]
 
 
 def setup(app):

@@ -1,11 +1,12 @@
 "Many videos: a line each, whatever happens, and no video is asked about twice."
-import json, os, signal, subprocess, sys, textwrap, threading, time
+import json, os, signal, subprocess, textwrap, threading, time
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from conftest import ROOT
+from forked import started
 from vlmtemporal import batches, cli, engine
 from vlmtemporal.basics import BadInput
 from vlmtemporal.batches import Lines, Question, answers, files_for, in_order, videos_of
@@ -75,7 +76,7 @@ def test_a_line_a_file(folder, tmp_path):
     assert sorted(map(str, read('predictions.jsonl'))) == sorted(map(str, lines))
     code, out, _, _ = vlmtemporal('predict', folder/'monday.mp4', '--start', 20, '--json')
     alone = json.loads(out)
-    assert code == 0 and set(lines[2]) == set(alone) | {'video', 'source', 'asked'}
+    assert code == 0 and set(lines[2]) == set(alone) | {'video', 'source', 'asked', 'version', 'when'}
     assert alone['temporal_segment'] == lines[2]['temporal_segment'] and alone['clip_id'] == lines[2]['clip_id']
     assert alone['probabilities'] == pytest.approx(lines[2]['probabilities'], abs=1e-4)
 
@@ -185,7 +186,7 @@ def stopped(there, how, slow=1.5, again=False):
     for i in range(12): # no two alike: what is known by its content is not asked again
         (there/'in'/f'{i:02}.mp4').write_text(f'{(.05 if i < 3 else slow) + i/1000}')
     environment = os.environ | dict(PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]))
-    run = subprocess.Popen([sys.executable, '-c', textwrap.dedent(SLOW)], cwd=there, env=environment, text=True,
+    run = subprocess.Popen(started('-c', textwrap.dedent(SLOW)), cwd=there, env=environment, text=True,
                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     out, until = there/'predictions.jsonl', time.monotonic() + 60
     while not (out.exists() and out.read_bytes().count(b'\n') >= 2) and time.monotonic() < until: time.sleep(.02)
@@ -303,7 +304,8 @@ def test_analyze_many(folder, monkeypatch):
     assert code == 1 and ['error' in line for line in lines] == [True, False, False]
     code, out, _, _ = vlmtemporal('analyze', folder/'monday.mp4', '--json')
     alone = json.loads(out)
-    assert code == 0 and alone.items() < lines[2].items() and set(lines[2]) == set(alone) | {'source', 'asked'}
+    assert code == 0 and alone.items() < lines[2].items()
+    assert set(lines[2]) == set(alone) | {'source', 'asked', 'version', 'when'}
     made = sorted(str(p) for top in ('labels', 'pictures') for p in Path(top).rglob('*') if p.is_file())
     names = 'line 2/tuesday', 'monday'
     assert made == [*(f'labels/{n}.csv' for n in names), *(f'pictures/{n}.png' for n in names)]
@@ -325,3 +327,44 @@ def test_an_export_is_never_written_over(folder, asked):
     assert code == 2 and 'labels/monday.eaf: is there already' in str(error) and not Path('timelines.jsonl').exists()
     code, _, _, error = vlmtemporal('analyze', folder, '--plot', 'labels/monday.eaf')
     assert code == 2 and 'name a folder' in str(error) and not asked
+
+
+def test_one_table(folder, asked, monkeypatch):
+    "A row a clip or segment in the order of the videos, with its provenance; the same again writes the same rows."
+    from pyarrow.parquet import read_table
+    args = 'predict', folder, '--start', 2, '--table', 'answers.parquet'
+    code, _, err, _ = vlmtemporal(*args)
+    rows = read_table('answers.parquet').to_pylist()
+    assert code == 1 and '2 rows in answers.parquet' in err
+    assert [r['video'] for r in rows] == ['in/line 2/tuesday.mp4', 'in/monday.mp4']
+    assert {(r['start'], r['end'], r['operation'], r['next_operation'], r['confidence']) for r in rows} == {
+        (2., 2.4, 'Tape', 'Label', .5)}
+    by_video = {line['video']: line for line in read('predictions.jsonl')}
+    lines = [by_video[r['video']] for r in rows]
+    assert [(r['sha256'], r['asked']) for r in rows] == [(line['source'], line['asked']) for line in lines]
+    question = batches.Question('predict', dict(start=2, seconds=None, fps=None, k=None))
+    assert {(r['model'], r['frames']) for r in rows} == {('tiny', json.dumps(question.spec.to_dict()))}
+    assert len(rows[0]['adapter']) == 64 and all(r['version'] and r['when'].tzinfo for r in rows)
+    assert vlmtemporal(*args)[0] == 1 and read_table('answers.parquet').to_pylist() == rows
+    monkeypatch.setattr(engine, 'Engine', Watching)
+    assert vlmtemporal('analyze', folder/'monday.mp4', '--table', 'seen.parquet')[0] == 0
+    seen = [(r['operation'], r['start'], r['end'], r['next_operation']) for r in read_table('seen.parquet').to_pylist()]
+    assert seen == [('Tape', 0, 4.04, 'Unknown'), ('Unknown', 4.04, 6, 'Label'), ('Label', 6, 9.32, 'Idle')]
+    Path('mine.parquet').write_text('mine')
+    assert vlmtemporal(*args[:-1], 'mine.parquet')[0] == 2 and Path('mine.parquet').read_text() == 'mine'
+
+
+def test_a_video_at_a_url(folder, asked, monkeypatch):
+    "It is fetched once; its line shows the address without the query."
+    from remote_server import Served
+    monkeypatch.setenv('VLMTEMPORAL_CACHE', str(folder.absolute()/'cache'))
+    with Served(folder) as web:
+        urls = [f'{web.url}/{name}.mp4?token=SECRET' for name in ('monday', 'gone')]
+        code, out, err, _ = vlmtemporal('predict', *urls, '--json')
+        answered, gone = map(json.loads, out.splitlines())
+        assert code == 1 and asked == ['monday.mp4'] and 'SECRET' not in out + err
+        assert answered['video'] == f'{web.url}/monday.mp4' and 'no such file' in gone['error']
+        code, out, _, _ = vlmtemporal('predict', *urls)
+        assert asked == ['monday.mp4'] and 'SECRET' not in Path('predictions.jsonl').read_text()
+        code, out, _, _ = vlmtemporal('predict', urls[0])
+        assert code == 0 and out == 'Tape from 0.0 to 0.4 s, then Label; confidence 0.50\n'

@@ -1,10 +1,11 @@
 "A session dies, its output is attached to the next one, and the run ends as if nothing had happened."
-import json, os, random, shutil, signal, subprocess, sys, time
+import json, os, random, shutil, signal, time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from forked import Command, started
 from vlmtemporal.adapters import Adapter
 from vlmtemporal.backbones import bundled_model, fingerprint, model_config
 from vlmtemporal.basics import BadInput, VLMTemporalWarning, file_hash, json_hash, read_json, write_json
@@ -73,8 +74,8 @@ def session(work, inputs, settings, processes=1):
                             VLMTEMPORAL_LINES='0')
     work.mkdir(parents=True)
     with open(work.with_suffix('.log'), 'w') as log:
-        return subprocess.Popen([sys.executable, '-c', DRIVER, json.dumps(settings), str(processes)], env=env,
-                                stdout=log, stderr=log)
+        command = started('-c', DRIVER, json.dumps(settings), str(processes))
+        return Command(command, env=env, stdout=log, stderr=log)
 
 
 def steps_said(work):

@@ -116,7 +116,7 @@ def test_help_shows_every_setting(command, cli):
 
 
 def test_settings_by_option_file_and_set(monkeypatch, tmp_path):
-    "An option wins over --set, which wins over the file."
+    "An option and --set win over the file; when both name a setting and differ, nothing is begun."
     import vlmtemporal.train as module
     from typer.testing import CliRunner
     from vlmtemporal.cli import app
@@ -126,9 +126,11 @@ def test_settings_by_option_file_and_set(monkeypatch, tmp_path):
         raise BadInput('enough')
     monkeypatch.setattr(module, 'fit', fit)
     (tmp_path/'c.json').write_text('{"epochs": 5, "lora_r": 5, "keep": 5}')
-    options = ['--config', str(tmp_path/'c.json'), '--set', 'lora_r=4', '--set', 'keep=4', '--keep', '2',
+    options = ['--config', str(tmp_path/'c.json'), '--set', 'lora_r=4', '--set', 'keep=2', '--keep', '2',
                '--max-hours', '.5', '--gradient-checkpointing', 'false']
     CliRunner().invoke(app, ['train', 'shards', 'out', *options])
+    other = CliRunner().invoke(app, ['train', 'shards', 'out', '--set', 'lora_alpha=4', '--lora-alpha', '2'])
+    assert str(other.exception) == 'lora_alpha: --set says 4, --lora-alpha says 2; give one of them' and len(asked) == 1
     c = asked[0]
     assert (c.epochs, c.lora_r, c.keep, c.max_hours, c.gradient_checkpointing) == (5, 4, 2, .5, False)
 

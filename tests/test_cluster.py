@@ -1,5 +1,5 @@
 "A build on a Ray cluster: the bytes of a local one, whoever dies on the way."
-import hashlib, os, shutil, signal, subprocess, sys, threading, time
+import hashlib, json, os, shutil, signal, subprocess, sys, threading, time
 
 import pytest
 
@@ -141,6 +141,49 @@ def test_a_bucket_is_built_into_by_a_cluster(s3, recorded, want, monkeypatch, tm
             assert row['sha256'] == want[f'{b.split}/{name}']
         index = read_bytes(f'{b.path}/index.json')
         assert hashlib.sha256(index).hexdigest() == want[f'{b.split}/index.json']
+
+
+@pytest.mark.skipif(not FORTY, reason='minutes; VLMTEMPORAL_CLUSTER=1')
+def test_many_videos_are_answered_whoever_dies(nodes, recorded, tmp_path, cli):
+    """Twelve recordings, two of them damaged, by the models of a cluster, one of whose nodes is killed: lines and table
+    of a local run, and run on without a question."""
+    for i, s in enumerate(sessions(recorded)[:12]): shutil.copy(s.source, tmp_path/f'{i:02}.mp4')
+    for i in (3, 10): (tmp_path/f'{i:02}.mp4').write_bytes((tmp_path/f'{i:02}.mp4').read_bytes()[:9000 + i])
+    far, out, killed = ('--engine', 'ray', '--address', nodes.address), tmp_path/'ray.jsonl', []
+    node = nodes.another()
+
+    def kill():
+        end = time.monotonic() + 400
+        while not (out.exists() and out.read_bytes().count(b'\n') > 2) and time.monotonic() < end: time.sleep(.05)
+        killed.append(out.read_bytes().count(b'\n'))
+        nodes.remove_node(node, allow_graceful=False)
+
+    def said(name, *more):
+        begin = time.perf_counter()
+        files = '--out', f'{name}.jsonl', '--table', f'{name}.parquet'
+        code, text, err = cli('analyze', '.', '--stride', 5, '--json', *files, *more, cwd=tmp_path)
+        print(f'{name}: {time.perf_counter() - begin:.0f} s')
+        assert code == 1 and f'10 of 12 videos are answered, a line each in {name}.jsonl' in err, err
+        return [json.loads(line) for line in text.splitlines()]
+
+    want = said('local')
+    threading.Thread(target=kill).start()
+    got = said('ray', *far)
+    assert [x['video'] for x in got] == [x['video'] for x in want] == [f'{i:02}.mp4' for i in range(12)]
+    assert 2 < killed[0] < 12 and [i for i, x in enumerate(got) if 'error' in x] == [3, 10]
+    for a, b in zip(want, got, strict=True):
+        for each in (a, b): each.pop('when', None)
+        for s, t in zip(a.get('segments', ()), b.get('segments', ()), strict=True):
+            assert s.pop('probability') == pytest.approx(t.pop('probability'), abs=1e-3)
+        assert a.pop('next', {}) == pytest.approx(b.pop('next', {}), abs=1e-3)
+        assert a == b
+    from pyarrow.parquet import read_table
+    tables = [read_table(tmp_path/f'{name}.parquet') for name in ('local', 'ray')]
+    one, two = (t.drop_columns(['confidence', 'when']) for t in tables)
+    assert one.equals(two) and len(one) == sum(len(x.get('segments', ())) for x in want)
+    before = {x['video']: x for x in map(json.loads, out.read_text().splitlines())}
+    said('ray', *far)
+    assert {x['video']: x for x in map(json.loads, out.read_text().splitlines())} == before
 
 
 def test_without_ray_it_is_said_what_to_install(mock, tmp_path, monkeypatch, cli):

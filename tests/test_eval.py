@@ -490,12 +490,17 @@ def test_the_answer_is_yes_no_or_open():
     gains = better.comparison.findings.gains
     assert [g['value'] > 0 for g in gains] == [True]*2 and any(g['low'] < 0 for g in gains)
     assert first_answers(better)[0].startswith('That cannot be told, the difference may be chance: it names')
-    one = random_result(3)
+    one = random_result(3, 48)
     one_right = with_answers(one, [c.answer for c in one.clips])
-    assert first_answers(one_right)[0].startswith('On these clips, yes: ')
+    assert first_answers(one_right)[0].startswith('On these clips, yes; they are too few to tell of others: ')
     assert '[' not in ''.join(first_answers(one_right))
-    assert first_answers(with_answers(one, one.models[0].answers))[0].startswith('Not on these clips: ')
+    same = first_answers(with_answers(one, one.models[0].answers))
+    assert same[0].startswith('Not on these clips; they are too few to tell of others: ')
     assert '1 session: too few for an interval' in one_right.comparison.findings.note
+    few = random_result(3) # 18 clips
+    for answers in ([c.answer for c in few.clips], few.models[0].answers):
+        said = first_answers(with_answers(few, answers))
+        assert all(s.startswith('Too few clips to tell: ') for s in said[:2])
 
 
 def test_a_report_without_adapter_sessions_or_boundaries(result, written, tmp_path):
@@ -598,9 +603,9 @@ def tiny():
     return TrainConfig(max_steps=2, micro_batch=1, accumulation=1)
 
 
-def test_lopo(mock, tiny, tmp_path, monkeypatch):
+def test_lopo(brief, tiny, tmp_path, monkeypatch):
     def run(clips=1, people=('U0101', 'U0108')):
-        return leave_one_person_out(mock, tmp_path, 'tiny', tiny, people=people, clips=clips, max_clips=2,
+        return leave_one_person_out(brief, tmp_path, 'tiny', tiny, people=people, clips=clips, max_clips=2,
                                     spec=FrameSpec('uniform'))
     done = run()
     for who, f in done.folds.items():
@@ -618,11 +623,11 @@ def test_lopo(mock, tiny, tmp_path, monkeypatch):
     with pytest.raises(BadInput, match='unknown person'): run(people=['U0999'])
 
 
-def test_remedies_side_by_side(mock, tiny, tmp_path):
+def test_remedies_side_by_side(brief, tiny, tmp_path):
     half = Variant('half of the clips', share=.5)
     specified, _, second, _, _, grammar = REMEDIES
     variants = specified, second, half, grammar
-    table = ablate(mock, tmp_path, 'tiny', tiny, variants=variants, clips=1, max_clips=4, spec=FrameSpec('uniform'))
+    table = ablate(brief, tmp_path, 'tiny', tiny, variants=variants, clips=1, max_clips=4, spec=FrameSpec('uniform'))
     assert [r['variant'] for r in table.rows] == [v.name for v in variants]
     assert all(r['differences'] for r in table.rows[1:]), 'all are asked about the same clips'
     assert [len(rescore(tmp_path/n/'results.json').train) for n in ('as-specified', 'half-of-the-clips')] == [4, 2]
@@ -634,9 +639,9 @@ def test_remedies_side_by_side(mock, tiny, tmp_path):
     assert 'as specified + grammar' in (tmp_path/'report.md').read_text()
 
 
-def test_runs_of_a_variant_share_its_shards_and_differ_in_their_seed(mock, tiny, tmp_path):
+def test_runs_of_a_variant_share_its_shards_and_differ_in_their_seed(brief, tiny, tmp_path):
     how = dict(clips=2, max_clips=4, spec=FrameSpec('entropy'))
-    table = ablate(mock, tmp_path, 'tiny', tiny, variants=SAMPLERS[:1], seeds=2, **how)
+    table = ablate(brief, tmp_path, 'tiny', tiny, variants=SAMPLERS[:1], seeds=2, **how)
     row, = table.rows
     place = tmp_path/'uniform'
     first, second = (rescore(d/'results.json') for d in (place, place/'seed-1'))
@@ -809,10 +814,10 @@ def test_runners_refuse_before_they_write(cli, mock, tmp_path):
         assert code == 2 and out == '' and says in err and not (tmp_path/'out').exists()
 
 
-def test_calibrated_on_the_validation_person(shards, mock, tmp_path):
+def test_calibrated_on_the_validation_person(shards, brief, tmp_path):
     "Temperature and timeline weight are kept beside the adapter; whoever loads it answers with them."
     adapter = Path(fit(shards, tmp_path/'run', config=TrainConfig(max_steps=1, micro_batch=2, accumulation=1)).adapter)
-    made = calibrate(shards, adapter, clips=4, root=mock)
+    made = calibrate(shards, adapter, clips=4, root=brief)
     engine = Engine('tiny', adapter)
     assert made.people == ('U0107',) and made.nll_after <= made.nll_before
     assert made.emission_scale in (.25, .5, .75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16)

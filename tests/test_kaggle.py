@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
+from forked import FRESH, started
 from kaggle_stub import DataSet, Kaggle, Version, files_of, serve
 from vlmtemporal.adapters import Adapter, bundled_adapter
 from vlmtemporal.pushing import CHAPTERS, job_text
@@ -38,7 +39,8 @@ def say(env, tmp_path):
     "Run `vlmtemporal kaggle ...`: (exit code, stdout, stderr); the key is in neither."
     def run(*args, **more):
         if args[0] == 'setup': args = *args, '--wheels', env['HOME'] # an empty folder: no index is asked
-        command = [Path(sys.executable).parent/'vlmtemporal', 'kaggle', *map(str, args)]
+        begin = [FRESH] if 'PYTHONPATH' in more else started()
+        command = [*begin, 'kaggle', *map(str, args)]
         r = subprocess.run(command, capture_output=True, text=True, env=env | more, timeout=600, cwd=tmp_path)
         assert 's3cr3t' not in r.stdout + r.stderr and 'Traceback' not in r.stderr, r.stdout + r.stderr
         return r.returncode, r.stdout, r.stderr
@@ -202,6 +204,10 @@ def test_refused_pushes(kaggle, say):
     code, out, _ = say('push', '2', '--set', 'epochs=1', '--hours', '8', '--model', 'tiny', '--dry-run', '--json')
     assert json.loads(out)['set'] == "model = 'tiny'\nhours = 8.0\ntraining = {'epochs': 1}\n"
     assert not json.loads(out)['metadata']['enable_gpu']
+    code, out, _ = say('train', '--hours', '8', '--data', 'twin', '--fresh', '--dry-run', '--json')
+    assert json.loads(out)['set'] == "data = 'twin'\nhours = 8.0\n"
+    earlier = json.loads(out)['metadata']['kernel_sources']
+    assert earlier and not any(k.endswith('02-train') for k in earlier), 'its own last version is not attached'
 
 
 RUNS = dict(url='https://www.kaggle.com/x', versionNumber=1)

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
+from forked import started
 from vlmtemporal.basics import BadInput, VLMTemporalError, rng
 from vlmtemporal.batching import Busy, Cancelled, Ticket
 from vlmtemporal.decode import Prediction
@@ -616,7 +617,7 @@ def test_live_from_the_command_line(cli, odd):
 
 
 def test_ctrl_c_ends_it_in_good_order(video):
-    command = [str(Path(sys.executable).parent/'vlmtemporal'), 'live', str(video)]
+    command = [*started(), 'live', str(video)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         first = process.stdout.readline()
         process.send_signal(signal.SIGINT)

@@ -1,11 +1,12 @@
 "A run is cut up for a card by trying: what fits and is done soonest, on one model, and how many hours it takes."
-import json, math, subprocess, sys
+import json, math, subprocess
 from dataclasses import replace
 
 import pytest
 import torch
 
 from conftest import ROOT
+from forked import started
 from vlmtemporal import planning, train
 from vlmtemporal.basics import BadInput, VLMTemporalError
 from vlmtemporal.memory import Budget, Measured
@@ -168,7 +169,7 @@ def test_train_takes_the_cut_of_preflight(shards, tmp_path, monkeypatch):
 
 def test_the_bench_runs_and_goes_on(tmp_path):
     "`bench/train.py` on the small model; what is finished is not run again."
-    command = [sys.executable, ROOT/'bench'/'train.py', tmp_path, '--model', 'tiny', '--effective', '2', '--steps', '2',
+    command = [*started(ROOT/'bench'/'train.py'), tmp_path, '--model', 'tiny', '--effective', '2', '--steps', '2',
                '--rows', 'ours:2,ours:2:nonsense=1', '--out', tmp_path/'out.json']
     done = subprocess.run([*command, '--tables', 'counts'], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and '| ours:2 | later |' in done.stdout, done.stderr

@@ -15,7 +15,7 @@ from vlmtemporal.frames import FrameSpec
 from vlmtemporal.inspection import check
 from vlmtemporal.recordings import init, sessions, session_of
 from vlmtemporal.remote_files import at_hand, fetch, place_of, read_bytes, written
-from vlmtemporal.shards import Shards, find_split, split_folders, verify
+from vlmtemporal.shards import Shards, beside, find_split, has_split, split_folders, verify
 from vlmtemporal.twin import make_twin
 
 SMALL = FrameSpec('uniform', size=(64, 64))
@@ -191,6 +191,12 @@ def test_what_cannot_be_is_one_sentence(here, cli, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 's3fs', None)
     with pytest.raises(BadInput, match=r"needs the package s3fs; pip install s3fs.*vlmtemporal\[remote\]"):
         find_split('s3://bucket/shards', 'train')
+    needs = dict(gs='gcsfs', gcs='gcsfs', az='adlfs', abfs='adlfs', hf='huggingface_hub')
+    for scheme, package in needs.items():
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(BadInput, match=f'{scheme}:// needs the package {package}; pip install {package}') as e:
+            find_split(f'{scheme}://datasets/a/b?token=SECRET', 'train')
+        assert 'SECRET' not in str(e.value)
 
 
 def test_only_our_own_folder_is_fetched_into(tmp_path, cache):
@@ -355,6 +361,34 @@ def test_a_query_of_a_folder_belongs_to_its_files(here):
         far = Shards(f'{web.url}/train?auth=a/SECRET')
         assert seen(far) == seen(Shards(here/'train'))
         assert all('?' not in path.partition('.')[0] and path.endswith('?auth=a/SECRET') for path, _ in web.asked)
+        assert 'SECRET' not in str(far.path) and remote_files.url_of(far.path/'a').endswith('/train/a?auth=a/SECRET')
+        kept = remote_files.cache_dir()/'remote-queries'
+        assert kept.stat().st_mode & 0o077 == 0 and len(list(kept.iterdir())) == 1
+
+
+def test_a_query_goes_with_all_splits_of_a_folder(here, recorded, tmp_path):
+    "Of a data set, and of a project with its videos and labels."
+    own, query = tmp_path/'web', '?token=SECRET'
+    own.mkdir()
+    for s in sessions(recorded)[:3]:
+        shutil.copy(s.source, own/f'{s.subject}.mp4')
+        rows = [f'{one.start:.3f},{one.end:.3f},{one.operation}' for one in s.segments]
+        write_text(own/f'{s.subject}.csv', '\n'.join(['start,end,label', *rows]) + '\n')
+    init(own)
+    with Served(here) as web:
+        far = find_split(web.url + query, 'train')
+        assert [Shards(p).split for p in split_folders(web.url + query)] == ['train', 'val', 'test']
+        assert far.split == 'train'
+        assert has_split(web.url + query, 'val') and Shards(beside(far, 'val')).keys == Shards(here/'val').keys
+        assert {path.partition('?')[2] for path, _ in web.asked} == {query[1:]}
+    with Served(own) as web:
+        found = sessions(web.url + query)
+        want, = build(own, tmp_path/'want', 'train', SMALL, max_clips=4)
+        got, = build(web.url + query, tmp_path/'got', 'train', SMALL, max_clips=4)
+        assert len(found) == 3 and seen(Shards(got.path)) == seen(Shards(want.path))
+        assert {path.partition('?')[2] for path, _ in web.asked} == {query[1:]}
+        index = Shards(got.path).index
+        assert index['sources'] == Shards(want.path).index['sources'] and 'SECRET' not in str(index)
 
 
 def test_a_broken_index_is_named_by_its_address(tmp_path):

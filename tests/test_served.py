@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from forked import Command, started
 from served_model import NAME, counted, serving
 from vlmtemporal import evaluation
 from vlmtemporal.basics import BadInput, VLMTemporalError, json_hash
@@ -247,14 +248,14 @@ def test_sessions_and_hostile_names(shards, mock, tmp_path):
 
 
 def test_a_killed_evaluation_goes_on(shards, tmp_path):
-    command = [sys.executable, '-m', 'vlmtemporal.cli', 'eval', str(shards), str(tmp_path/'out'), '--clips', '5']
+    command = [*started(), 'eval', str(shards), str(tmp_path/'out'), '--clips', '5']
     def slow(handler):
         time.sleep(.4)
         handler.complete(handler.body)
     with serving(None) as server:
         command += ['--model', address(server), '--concurrency', '2']
         server.faults = [slow]*100
-        first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        first = Command(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while len(pictures(server)) < 4 and first.poll() is None: time.sleep(.02)
         first.send_signal(signal.SIGKILL)
         first.wait()

@@ -1,11 +1,12 @@
 "A tower's file: whole under kills, shared by processes, refused by the system; and runs in which only time changes."
-import errno, json, multiprocessing, os, random, resource, signal, subprocess, sys, time, warnings
+import errno, json, multiprocessing, os, random, resource, signal, subprocess, time, warnings
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from forked import Command, started
 from vlmtemporal import tower_file, trainer
 from vlmtemporal.basics import VLMTemporalWarning, file_hash
 from vlmtemporal.checkpoints import last_checkpoint
@@ -156,9 +157,9 @@ def plain(few, tmp_path_factory):
 def test_a_run_that_is_killed_and_resumed_reads_its_file(plain, few, tmp_path, known):
     "Losses and adapter are those of the run without a file, though a slot was damaged; at the end the file is gone."
     out, settings = tmp_path/'run', [f'{k}={v}' for k, v in vars(replace(CONFIG, tower_cache=1.)).items() if v != '']
-    command = [sys.executable, '-c', 'from vlmtemporal.cli import main; main()', 'train', str(few), str(out)]
+    command = [*started(), 'train', str(few), str(out)]
     command += [word for s in settings for word in ('--set', s.replace('True', 'true').replace('False', 'false'))]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = Command(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and not list(out.glob('checkpoints/checkpoint-3/complete.json')): time.sleep(.02)
     process.kill()
     assert process.wait() == -signal.SIGKILL and last_checkpoint(out)

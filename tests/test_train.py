@@ -1,11 +1,12 @@
 "A training run is killed, stopped, starved and shared; what it had finished is kept, and it ends where it would have."
-import base64, json, math, os, random, resource, shutil, signal, subprocess, sys, threading, time, warnings
+import base64, json, math, os, random, resource, shutil, signal, subprocess, threading, time, warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
 
+from forked import FRESH, Command, started
 from vlmtemporal import trainer
 from vlmtemporal.adapters import Adapter, bundled_adapter
 from vlmtemporal.basics import BadInput, VLMTemporalError, VLMTemporalWarning, file_hash
@@ -21,7 +22,6 @@ KILLS = int(os.environ.get('VLMTEMPORAL_KILLS', 1)) # ten take some minutes
 def options(*settings): return [a for s in settings for a in ('--set', s)]
 SETTINGS = options('max_steps=6', 'save_steps=2', 'micro_batch=2', 'accumulation=1', 'learning_rate=0.002')
 SHORT = TrainConfig(max_steps=3, save_steps=1, micro_batch=2, accumulation=1, learning_rate=2e-3)
-COMMAND = str(Path(sys.executable).parent/'vlmtemporal')
 
 
 def history(run): return json.loads((run/'history.json').read_text())
@@ -70,8 +70,8 @@ def _killed_until_done(cli, out, shards, untouched, took, draw, kills):
     "One run, killed and resumed until it is through or has been killed enough; how many kills that makes in all."
     first = kills
     while kills < KILLS and not (out/'adapter').exists():
-        command = [COMMAND, 'train', str(shards), str(out), *SETTINGS, '--resume']
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        command = [*started(), 'train', str(shards), str(out), *SETTINGS, '--resume']
+        process = Command(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.time() + 300 # first within the start, then ever later
         if kills > first: time.sleep(draw.uniform(.3, 1.)*took)
         else: _wait(process, deadline, lambda: last_checkpoint(out) is not None)
@@ -247,11 +247,11 @@ def test_published_to_a_hub(whole, tmp_path, hub):
     about = json.loads((adapter/'vlmtemporal.json').read_text())
     about['base']['name'] = 'Qwen/Qwen2.5-VL-3B-Instruct'
     (adapter/'vlmtemporal.json').write_text(json.dumps(about))
-    code, before = 'import sys; from vlmtemporal.cli import main; main()', tree(adapter)
-    def send(*args, token='hf_abc'):
+    before, fresh = tree(adapter), [FRESH] # where the Hub lies is read when its library is imported
+    def send(*args, token='hf_abc', begin=fresh):
         env = {**os.environ, 'HF_ENDPOINT': f'http://127.0.0.1:{hub.server_port}', 'HF_TOKEN': token,
                'HF_HUB_DISABLE_XET': '1', 'HF_HOME': str(tmp_path/'hf')}
-        command = [sys.executable, '-c', code, 'publish', str(adapter), 'alice/packing', *map(str, args)]
+        command = [*begin, 'publish', str(adapter), 'alice/packing', *map(str, args)]
         return subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
     done = send()
     assert done.returncode == 0 and done.stdout.strip().endswith('/commit/abc'), done.stderr
@@ -275,9 +275,9 @@ def test_published_to_a_hub(whole, tmp_path, hub):
     assert none.returncode == 2 and 'no token' in none.stderr
     other = tmp_path/'results.json'
     other.write_text(json.dumps(dict(title='', methods=[], provenance=dict(adapters={'x': '0'}, command=''))))
-    wrong = send('--results', other)
+    wrong = send('--results', other, begin=started())
     assert wrong.returncode == 2 and 'does not evaluate this adapter' in wrong.stderr
-    assert send('--results', adapter/'adapter_config.json').returncode == 2
+    assert send('--results', adapter/'adapter_config.json', begin=started()).returncode == 2
     with pytest.raises(BadInput, match='is not an adapter'): publish('none', 'alice/packing')
 
 
@@ -310,11 +310,11 @@ def test_a_merged_checkpoint_is_asked_as_its_adapter(video, tmp_path):
 def test_stopped_by_sigterm_and_by_the_clock(cli, six, shards, tmp_path):
     "Both save at the end of the step, leave no adapter, and go on to the same end."
     out = tmp_path/'stopped'
-    command = [COMMAND, 'train', str(shards), str(out), *SETTINGS]
+    command = [*started(), 'train', str(shards), str(out), *SETTINGS]
     code, text, err = cli('train', shards, out, *SETTINGS, '--set', 'max_hours=0.001')
     assert code == 0 and 'stopped after step 1 of 6' in text and '--resume' in text, err
     assert not (out/'adapter').exists()
-    process = subprocess.Popen([*command, '--resume'], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = Command([*command, '--resume'], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     deadline = time.time() + 300
     _wait(process, deadline, lambda: last_checkpoint(out).name != 'checkpoint-1')
     process.send_signal(signal.SIGTERM)

@@ -63,6 +63,8 @@ def test_watching_leaves_no_trace(watched, shards, tmp_path):
     best = min(rows, key=lambda row: row['validation_loss'])
     kept = Adapter.load(watched/'adapter').training
     assert kept['best'] == best | dict(metric='validation_loss') and kept['steps'] == 4
+    history = read_json(watched/'history.json')
+    assert kept['loss'] == round(history[best['step'] - 1]['loss'], 4), 'of the step that was kept'
     copy = watched/'best'/f"step-{best['step']}"
     assert read_json(watched/'best'/'index.json')['step'] == best['step']
     assert file_hash(watched/'adapter'/'adapter_model.safetensors') == file_hash(copy/'adapter_model.safetensors')

@@ -1,5 +1,10 @@
-"What is installed: the package with its small model, which answers without network, home or repository."
-import json, math, os, shutil, subprocess, sys, tarfile, zipfile
+"""What is installed: the package with its small model, which answers without network, home or repository.
+
+`make dist-check` installs wheel and source archive into clean environments of several Pythons, and asks there."""
+import json, math, os, re, shutil, subprocess, sys, tarfile, time, zipfile
+from configparser import ConfigParser
+from email import message_from_bytes
+from pathlib import Path
 
 import pytest
 from safetensors import safe_open
@@ -86,3 +91,78 @@ def test_an_installed_package_answers_alone(installed, video, tmp_path):
         shutil.rmtree(installed/'vlmtemporal'/gone)
         r = predict()
         assert r.returncode == 2 and r.stdout == '' and 'install vlmtemporal again' in r.stderr
+
+
+def settings():
+    config = ConfigParser(delimiters=['='], interpolation=None)
+    config.read(ROOT/'settings.ini', encoding='utf-8')
+    return config['DEFAULT']
+
+
+def test_wheel_and_sdist_say_the_version_and_the_extras(dist):
+    version = settings()['version']
+    extras = {key.removesuffix('_requirements') for key in settings() if key.endswith('_requirements')}
+    with zipfile.ZipFile(dist/f'vlmtemporal-{version}-py3-none-any.whl') as z:
+        of_wheel = message_from_bytes(z.read(f'vlmtemporal-{version}.dist-info/METADATA'))
+        assert f'__version__ = "{version}"' in z.read('vlmtemporal/__init__.py').decode()
+    with tarfile.open(dist/f'vlmtemporal-{version}.tar.gz') as t:
+        of_sdist = message_from_bytes(t.extractfile(f'vlmtemporal-{version}/PKG-INFO').read())
+    for said in (of_wheel, of_sdist):
+        assert said['Version'] == version and set(said.get_all('Provides-Extra')) == extras
+    changes = re.findall(r'^## (\S+)', (ROOT/'CHANGELOG.md').read_text(), re.MULTILINE)
+    assert changes[:2] == ['Unreleased', version]
+
+
+LIGHT = ('basics', 'video', 'frames', 'recordings', 'labels', 'shards', 'metrics', 'cli')
+
+
+def test_light_modules_need_no_torch(installed):
+    "Where nobody has installed torch, data are read and written, and the command says what it can do."
+    code = ("import sys, importlib\n"
+            "class Lacking:\n"
+            "    def find_spec(self, name, *rest):\n"
+            "        if name.split('.')[0] in ('torch', 'transformers', 'trl'): raise ModuleNotFoundError(name)\n"
+            "sys.meta_path.insert(0, Lacking())\n"
+            "for m in sys.argv[1:]: print(importlib.import_module(f'vlmtemporal.{m}').__file__)")
+    env = os.environ | {'PYTHONPATH': str(installed)}
+    r = subprocess.run([sys.executable, '-c', code, *LIGHT], cwd=installed, env=env, capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr
+    assert r.stdout.splitlines() == [str(installed/'vlmtemporal'/f'{m}.py') for m in LIGHT]
+
+
+PYTHONS = os.environ.get('DIST_PYTHONS', 'python3.11 python3.13').split()
+
+
+def ran(*command, **options) -> tuple[str, float]:
+    "What a command prints, and in how many seconds; it must succeed."
+    begun = time.monotonic()
+    r = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=3600, **options)
+    assert r.returncode == 0, f'{command}: {r.stderr}'
+    return r.stdout, time.monotonic() - begun
+
+
+@pytest.mark.skipif('VLMTEMPORAL_DIST_CHECK' not in os.environ, reason='takes minutes and downloads: make dist-check')
+@pytest.mark.parametrize('python', PYTHONS)
+@pytest.mark.parametrize('kind', ['*.whl', '*.tar.gz'])
+def test_a_clean_environment_predicts(dist, python, kind, tmp_path):
+    "Installed without the repository: a video is drawn, a clip of it is answered."
+    if not shutil.which(python): pytest.skip(f'there is no {python} here')
+    place = ROOT/'.dist-check'/Path(python).name # kept: what it needs is downloaded once
+    file, bin = next(dist.glob(kind)), place/'bin'
+    seconds = {}
+    if not (bin/'python').exists(): ran(python, '-m', 'venv', place)
+    env = {k: v for k, v in os.environ.items() if not k.startswith(('HF_', 'PYTHON', 'VIRTUAL', 'VLMTEMPORAL_'))}
+    _, seconds['what it needs'] = ran(bin/'pip', 'install', '--quiet', file, env=env)
+    _, seconds['the package'] = ran(bin/'pip', 'install', '--quiet', '--no-deps', '--force-reinstall', file, env=env)
+    env |= dict(HOME=str(tmp_path), HF_HUB_OFFLINE='1', NO_COLOR='1')
+    def said(*command):
+        text, seconds[' '.join(command[:2])] = ran(bin/command[0], *command[1:], cwd=tmp_path, env=env)
+        return text
+    where = said('python', '-c', 'import vlmtemporal; print(vlmtemporal.__file__, vlmtemporal.__version__)')
+    assert str(place) in where and where.split()[-1] == settings()['version']
+    assert 'predict' in said('vlmtemporal', '--help')
+    said('vlmtemporal', 'twin', 'drawn', '--subjects=1', '--boxes=1')
+    video = next((tmp_path/'drawn').rglob('*.mp4'))
+    answer = json.loads(said('vlmtemporal', 'predict', str(video), '--start=20', '--json'))
+    assert answer['dominant_operation'] in LOGISTICS.names and answer['parsed_by'] == 'constrained'
+    print(python, file.name, f'{file.stat().st_size/1e6:.1f} MB', {k: round(v, 1) for k, v in seconds.items()})

@@ -26,6 +26,7 @@ def tab(page: Page, name: str):
 def visit(page: Page, show):
     "Everything that a visitor may see, in the order in which it is seen."
     page.wait_for_selector('.vt-examples button', timeout=WAIT)
+    page.wait_for_selector('#vt-ask', timeout=WAIT)
     show('empty')
     example(page)
     show('example')
@@ -72,6 +73,7 @@ def tour(url: str) -> dict[str, bytes]:
         browser = p.chromium.launch(executable_path=which('chromium') or which('google-chrome'), args=['--no-sandbox'])
         for width, scheme in LOOKS:
             page = browser.new_page(viewport=dict(width=width, height=844), color_scheme=scheme)
+            page.set_default_timeout(WAIT)
             page.goto(url)
             def show(name, milliseconds=400, page=page, look=f'{width} {scheme}'):
                 page.wait_for_timeout(milliseconds)
@@ -104,7 +106,7 @@ def main(folder: str | None = None):
     command = [str(Path(sys.executable).parent/'vlmtemporal'), 'serve', '--port', str(port), '--log', 'none']
     server = subprocess.Popen(command)
     try:
-        for _ in range(300):
+        for _ in range(1200): # the machine may be busy
             with socket.socket() as s:
                 if not s.connect_ex(('127.0.0.1', port)): break
             time.sleep(.5)

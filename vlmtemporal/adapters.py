@@ -128,8 +128,8 @@ class TestSet(Protocol):
 
 # %% ../nbs/02c_adapters.ipynb #af1e8f51
 @dataclass(frozen=True, eq=False)
-class Adapter:
-    "A fine-tuned adapter: where it lies, what it belongs to, and how it wants to be asked."
+class _Known:
+    "What a folder says of its adapter: where it lies, what it belongs to, and how it wants to be asked."
     path: Path
     base: str                # the model that it was trained on, by its `public_name`
     fingerprint: str         # of that model's architecture
@@ -141,11 +141,6 @@ class Adapter:
     calibration: Calibration | None = None
     training: dict = field(default_factory=dict) # config, data, examples, steps, loss, machine, versions, ...
     base_weights: str | None = None # that model's `weights_fingerprint`
-    @classmethod
-    def load(cls, adapter: 'Adapter | str | Path') -> 'Adapter':
-        "The adapter in a folder that `fit` wrote, or `tiny`; `BadInput` when it is none."
-        if isinstance(adapter, Adapter): return adapter
-        return _load(bundled_adapter() if is_bundled(adapter) else Path(adapter))
     @property
     def temperature(self) -> float:
         "What its scores are divided by; 1 when it was not calibrated."
@@ -165,6 +160,15 @@ class Adapter:
         return dict(format=FORMAT, base=base, frames=self.spec.to_dict(), taxonomy=self.taxonomy.stored(),
                     people=list(self.people), float32_modules=list(self.float32_modules), training=self.training,
                     files=['grammar.json'] if self.grammar else [])
+
+# %% ../nbs/02c_adapters.ipynb #b2bc9d00
+class Adapter(_Known):
+    "A fine-tuned adapter: what is known of it, and what can be done with it."
+    @classmethod
+    def load(cls, adapter: 'Adapter | str | Path') -> 'Adapter':
+        "The adapter in a folder that `fit` wrote, or `tiny`; `BadInput` when it is none."
+        if isinstance(adapter, Adapter): return adapter
+        return _load(bundled_adapter() if is_bundled(adapter) else Path(adapter))
     def save(self, model: Any, card: 'Callable[[Adapter], str] | None' = None) -> 'Adapter':
         "Write the weights of a peft model to `path` with all that is known of them, and a card; whole or not at all."
         _save(self, model, card)

@@ -162,6 +162,7 @@ def _filmed(root: Path) -> Path:
     raise BadInput(f'holds labels of {len(found)} sessions and no video of them', root,
                    "attach the videos, too (OpenPack's are sent on request)")
 
+# %% ../nbs/01s_attached.ipynb #3fc93e63
 def recordings(
     place: Runtime,
     data: str | Path | None = None, # a path, or a part of one; 'twin': drawn sessions; None: what is attached

@@ -96,6 +96,7 @@ def result(
         except CancelledError: ticket.check()
     raise Cancelled('the queue was closed')
 
+# %% ../nbs/04a_batching.ipynb #12863bf4
 class Turns:
     "Few places, given in the order in which people come."
     def __init__(self, places: int):
@@ -120,6 +121,7 @@ class Turns:
             self.free -= 1
             first.set_result(None)
 
+# %% ../nbs/04a_batching.ipynb #4d33c8ea
 @contextmanager
 def turn(
     places: Turns,
@@ -142,6 +144,7 @@ class _Waiting:
     future: Future = field(default_factory=Future)
     since: float = field(default_factory=time.perf_counter)
 
+# %% ../nbs/04a_batching.ipynb #e4f42d42
 class _Lines:
     "Items that wait, in a line for each request."
     def __init__(self):
@@ -175,7 +178,7 @@ class _Lines:
 LINGER = 10.  # seconds without an item after which the thread ends
 GATHER = .01  # seconds that others have to come after a batch of several
 
-class _Queue:
+class _Asked:
     "Who waits, and whether a thread works for them."
     def __init__(self, most: int):
         check_number(most, 'batch', 1, 10**4, whole=True)
@@ -204,6 +207,10 @@ class _Queue:
             for w in self._lines: w.future.cancel()
             self._changed.notify()
     def _run(self): raise NotImplementedError
+
+# %% ../nbs/04a_batching.ipynb #9021426d
+class _Queue(_Asked):
+    "A queue, and its batches."
     def _full(self) -> list[_Waiting]:
         "A full batch, where one waits."
         with self._changed:
@@ -229,6 +236,7 @@ def _deliver(waiting: _Waiting, found: Any, begun: float):
     if isinstance(found, Exception): waiting.future.set_exception(found)
     else: waiting.future.set_result(found)
 
+# %% ../nbs/04a_batching.ipynb #43d222fa
 class Batches(_Queue):
     "A queue whose items are answered some at once, in a thread of its own."
     def __init__(self,

@@ -5,16 +5,18 @@
 # %% auto #0
 __all__ = ['app', 'Json', 'Seed', 'Workers', 'Root', 'Built', 'BuiltOrSplit', 'Video', 'Videos', 'Start', 'Trusted', 'Evaluated',
            'Model', 'Base', 'Adapter', 'Words', 'Trained', 'Sampler', 'Seconds', 'Fps', 'K', 'Roi', 'Context', 'Config',
-           'Set', 'Clips', 'Concurrency', 'Timeout', 'MaxTokens', 'MaxClips', 'Out', 'DryRun', 'DataSet', 'KaggleModel',
-           'Hours', 'Chosen', 'Fresh', 'Trust', 'with_settings', 'init', 'twin', 'sample', 'study', 'build', 'check',
-           'view', 'normalise', 'export', 'train', 'preflight', 'calibrate', 'merge', 'publish', 'eval', 'rescore',
-           'ablate', 'lopo', 'predict', 'analyze', 'live', 'with_server_settings', 'serve', 'space', 'demo', 'doctor',
-           'kaggle_setup', 'kaggle_push', 'kaggle_train', 'kaggle_status', 'kaggle_pull', 'renamed', 'main']
+           'Set', 'Clips', 'Concurrency', 'Timeout', 'MaxTokens', 'MaxClips', 'Out', 'Table', 'Where', 'Address',
+           'Models', 'DryRun', 'DataSet', 'KaggleModel', 'Hours', 'Chosen', 'Fresh', 'Trust', 'with_settings', 'init',
+           'twin', 'sample', 'study', 'build', 'check', 'view', 'normalise', 'export', 'train', 'preflight',
+           'calibrate', 'merge', 'publish', 'eval', 'rescore', 'ablate', 'lopo', 'predict', 'analyze', 'live',
+           'with_server_settings', 'serve', 'space', 'demo', 'doctor', 'kaggle_setup', 'kaggle_push', 'kaggle_train',
+           'kaggle_status', 'kaggle_pull', 'renamed', 'main']
 
 # %% ../nbs/04j_cli.ipynb #3dd97461
 import inspect, json, os, sys
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import wraps
 from pathlib import Path
@@ -65,7 +67,7 @@ Built = Annotated[Path, typer.Argument(help='What `build` wrote, or its URL.')]
 BuiltOrSplit = Annotated[Path, typer.Argument(help='What `build` wrote, or one split of it; or its URL.')]
 Video = Annotated[Path, typer.Argument(help='Video file, or folder of frames.')]
 Videos = Annotated[list[Path], typer.Argument(
-    metavar='VIDEO...', help='Video files, folders of frames, folders of videos.')]
+    metavar='VIDEO...', help='Video files, also at URLs; folders of frames, folders of videos.')]
 Start = Annotated[float, _number('--start', 0, 10**9, 'Where the clip starts, seconds.')]
 
 class Trust(StrEnum):
@@ -135,7 +137,9 @@ def _spec(sampler: str | None, roi: str | None, seconds: float | None = None, fp
 
 # %% ../nbs/04j_cli.ipynb #8102b178
 Config = Annotated[Path | None, typer.Option(help='JSON file with settings of the training.')]
-Set = Annotated[list[str] | None, typer.Option('--set', help='key=value, for example --set epochs=1; may be repeated.')]
+Set = Annotated[list[str] | None, typer.Option('--set', help=(
+    'key=value, for example --set epochs=1; may be repeated. It wins over --config; the option of the same name says '
+    'the same or is refused.'))]
 
 def _setting_option(setting, panel: str = 'Settings of the training') -> inspect.Parameter:
     "A setting as a parameter of a command; None where the option is not given."
@@ -147,6 +151,12 @@ def _setting_option(setting, panel: str = 'Settings of the training') -> inspect
                              annotation=Annotated[str | None, option]) # read as after --set
 
 # %% ../nbs/04j_cli.ipynb #f1e4e9a1
+def _refuse_two(texts: Iterable[str], given: dict[str, str | None]):
+    "Raises `BadInput` when --set and the option of the same name say different things."
+    for name, _, value in (text.partition('=') for text in texts):
+        if given.get(name) in (None, value): continue
+        raise BadInput(f'--set says {value}, --{name.replace("_", "-")} says {given[name]}', name, 'give one of them')
+
 def with_settings(command: Callable) -> Callable:
     "Give a command, which takes the parameter `settings`, an option for every setting of a training run, too."
     from vlmtemporal.trainer import setting_fields
@@ -155,6 +165,7 @@ def with_settings(command: Callable) -> Callable:
     @wraps(command)
     def run(**values: Any):
         given = {o.name: values.pop(o.name) for o in options}
+        _refuse_two(values['settings'] or (), given)
         texts = [f'{name}={value}' for name, value in given.items() if value is not None]
         return command(**values | dict(settings=[*(values['settings'] or ()), *texts]))
     return _signed(run, [*signature.parameters.values(), *options])
@@ -492,6 +503,7 @@ def export(
         for name, n in export_llava(source, out).items(): typer.echo(f'{name}: {n} examples in {out/name}.json')
     else: raise BadInput(f'unknown format {format!r}', '--format', 'use llava or samples')
 
+# %% ../nbs/04j_cli.ipynb #b5e11750
 def _export_model(adapter: Path, out: Path, server: str, model: str | None, converter: Path | None,
                   outtype: str) -> str:
     "Where it is, and how to go on."
@@ -803,23 +815,64 @@ def _asked_model(model: str, adapter: str | None) -> Any:
 Out = Annotated[Path | None, typer.Option('--out', help=(
     'Of several videos: gets one JSON line a video. The same command again asks about those that are not in it; '
     'predictions.jsonl or timelines.jsonl, in this folder, when absent.'))]
+Table = Annotated[Path | None, typer.Option('--table', metavar='FILE.parquet', help=(
+    'When all are asked: every answer as a row of one table, with who answered and the SHA-256 of the video.'))]
+Where = Annotated[str, typer.Option('--engine', help=(
+    'local: one model, here; ray: a model for each GPU of a Ray cluster, or for each core where it has none, whose '
+    'machines all see the videos.'))]
+Address = Annotated[str | None, typer.Option('--address', help=(
+    "With --engine ray: a cluster's HOST:PORT, ray://HOST:PORT or auto; one is started when absent."))]
+Models = Annotated[int | None, _count('--workers', 1, 1024, (
+    'With --engine ray: models at most; one a GPU or core when absent.'))]
 
-def _only(videos: list[Path], out: Path | None) -> Path | None:
-    "The one video that is meant; None for several, or for lines in a file."
+def _only(videos: list[Path], *rest: object) -> Path | None:
+    "The one video that is meant, if nothing else is; None for several, for lines in a file, a table, a cluster."
     from vlmtemporal.batches import videos_of
-    return videos[0] if out is None and len(videos) == 1 and list(videos_of(videos)) == videos else None
+    return videos[0] if not any(rest) and len(videos) == 1 and list(videos_of(videos)) == videos else None
+
+# %% ../nbs/04j_cli.ipynb #e70ff73d
+@dataclass(frozen=True)
+class _Many:
+    "The options of a run over many videos. Raises `BadInput` for those that do not belong together."
+    engine: str = 'local'
+    address: str | None = None
+    workers: int | None = None
+    table: Path | None = None
+    at_once: int = 4 # videos that one model works on at once
+    def __post_init__(self):
+        from vlmtemporal.tables import check_table
+        if self.engine not in ('local', 'ray'):
+            raise BadInput(f'unknown engine {self.engine!r}', '--engine', 'use local or ray')
+        for name, value in (('--address', self.address), ('--workers', self.workers)):
+            if value and not self.is_far: raise BadInput('is for --engine ray', name, 'add it, or leave this out')
+        if self.table: check_table(self.table)
+    @property
+    def is_far(self) -> bool: return self.engine == 'ray'
+    def answers(self, videos: list[Path], lines: Any, load: Callable, ask: Callable, bar: Any):
+        "Numbers of videos and their lines, as they come; see `batches.answers`."
+        from vlmtemporal.batches import answers, far_answers, far_workers
+        def tell(text: str): bar.write(f'\n{text}', file=sys.stderr)
+        if not self.is_far:
+            yield from answers(videos, lines, load, lambda *a: ask(*a, bar), self.at_once, tell)
+            return
+        from vlmtemporal.cluster import pool
+        make = far_workers(lines, load, ask)
+        with (redirect_stdout(sys.stderr), # Ray prints to stdout when a process dies
+              pool(make, self.address, self.workers, self.at_once, 'videos') as crew):
+            yield from far_answers(videos, lines, crew, tell)
 
 # %% ../nbs/04j_cli.ipynb #aab2030a
-def _say_lines(found, text: Callable[[dict], str], as_json: bool, bar: Any, keep: Callable[[int, dict], object]) -> int:
-    "Each line on stdout, what is wrong on stderr; how many have no answer."
+def _say_lines(found, text: Callable[[dict], str], as_json: bool, bar: Any, keep: Callable[[int, dict], object],
+               out: Any) -> int:
+    "Each line on `out`, what is wrong on stderr; how many have no answer."
     failed = 0
     for i, line in found:
         if 'error' in line: failed += 1
         else: keep(i, line)
-        if as_json: bar.write(json.dumps(line, ensure_ascii=False), file=sys.stdout)
+        if as_json: bar.write(json.dumps(line, ensure_ascii=False), file=out)
         elif 'error' in line: bar.write(f'error: {line["error"]}', file=sys.stderr)
-        else: bar.write(f'{line["video"]}: {text(line)}', file=sys.stdout)
-        sys.stdout.flush()
+        else: bar.write(f'{line["video"]}: {text(line)}', file=out)
+        out.flush()
     return failed
 
 def _counting(found, bar: Any):
@@ -829,15 +882,15 @@ def _counting(found, bar: Any):
         yield one
 
 # %% ../nbs/04j_cli.ipynb #fafce08a
-def _ask_all(videos: list[Path], lines: Any, load: Callable, ask: Callable, text: Callable[[dict], str], as_json: bool,
-             keep: Callable[[int, dict], object] = lambda i, line: None, workers: int = 4):
+def _ask_all(videos: list[Path], question: Any, lines: Any, many: _Many, load: Callable, ask: Callable,
+             text: Callable[[dict], str], as_json: bool, keep: Callable[[int, dict], object] = lambda i, line: None):
     "One line a video, on the disk and on stdout. Exits with 1 when some have no answer, with 130 when interrupted."
     from vlmtemporal.basics import progress
-    from vlmtemporal.batches import answers, in_order
+    from vlmtemporal.batches import in_order
+    out = sys.stdout
     with progress(None, 'videos', len(videos)) as bar:
-        found = answers(videos, lines, load, lambda engine, video, ticket: ask(engine, video, ticket, bar), workers,
-                        lambda text: bar.write(f'\n{text}', file=sys.stderr))
-        try: failed = _say_lines(in_order(_counting(found, bar)), text, as_json, bar, keep)
+        found = many.answers(videos, lines, load, ask, bar)
+        try: failed = _say_lines(in_order(_counting(found, bar)), text, as_json, bar, keep, out)
         except KeyboardInterrupt:
             found.close()
             lines.again()
@@ -845,14 +898,22 @@ def _ask_all(videos: list[Path], lines: Any, load: Callable, ask: Callable, text
             typer.echo(f'\n{done} of {len(videos)} videos are answered; the same command asks about the rest', err=True)
             raise typer.Exit(130) from None
     typer.echo(f'{len(videos) - failed} of {len(videos)} videos are answered, a line each in {lines.path}', err=True)
+    if many.table: _write_table(many.table, question, lines, videos)
     if failed: raise typer.Exit(1)
 
+def _write_table(path: Path, question: Any, lines: Any, videos: list[Path]):
+    "All answers as one table."
+    from vlmtemporal.batches import name_of
+    from vlmtemporal.tables import write_table
+    rows = write_table(path, question, [lines.by_video[name_of(v)] for v in videos])
+    typer.echo(f'{rows} rows in {path}', err=True)
+
 # %% ../nbs/04j_cli.ipynb #27b6d9b3
-def _answer_text(found: dict) -> str:
-    "What `predict` says, in words."
-    span = found['temporal_segment']
-    return (f"{found['dominant_operation']} ({found['confidence']:.2f}), frames {span['start_frame']} to "
-            f"{span['end_frame']}, then {found['anticipated_next_operation']}")
+def _answer_text(found: dict, start: float, fps: int) -> str:
+    "What `predict` says, in the words of `Engine.show`."
+    from vlmtemporal.clips import Answer
+    from vlmtemporal.illustrations import in_words
+    return f"{in_words(Answer.from_dict(found), start, fps)}; confidence {found['confidence']:.2f}"
 
 def _segments_text(found: dict) -> str:
     "What `analyze` says, a line a segment, and what comes next."
@@ -872,30 +933,36 @@ def predict(
     fps: Fps = None,
     k: K = None,
     out: Out = None,
+    table: Table = None,
+    engine: Where = 'local',
+    address: Address = None,
+    workers: Models = None,
     trusted: Trusted = Trust.yes,
     as_json: Json = False,
 ):
     """What is done in a clip of a video, exactly when, and what comes next.
 
     An adapter is asked about clips like those that it was trained on; --seconds, --fps and --k are for a base alone.
-    Several videos, or a folder of them: one JSON line a video, in the file --out.
+    Several videos, or a folder of them: one JSON line a video, in the file --out; on a Ray cluster with --engine ray.
     """
-    from vlmtemporal.batches import Lines, Question, predicted, videos_of
+    from vlmtemporal.batches import Lines, Question, here, predicted, videos_of
     from vlmtemporal.video import open_video
-    trust = trusted == Trust.yes
+    many, trust = _Many(engine, address, workers, table), trusted == Trust.yes
     def load():
         from vlmtemporal.engine import Engine
-        engine = Engine(_asked_model(model, adapter), adapter, taxonomy)
-        engine.spec = _asked(engine, _spec(None, None, seconds, fps, k, engine.spec))
-        return engine
+        found = Engine(_asked_model(model, adapter), adapter, taxonomy)
+        found.spec = _asked(found, _spec(None, None, seconds, fps, k, found.spec))
+        return found
     def ask(engine, video, ticket=None, bar=None): return predicted(engine, video, start, trust, ticket)
-    if video := _only(videos, out):
-        open_video(video, trusted=trust)
-        found = ask(load(), video)
-        return _emit(as_json, found, _answer_text(found))
+    if video := _only(videos, out, table, many.is_far):
+        open_video(here(video), trusted=trust)
+        asked = load()
+        found = ask(asked, here(video))
+        return _emit(as_json, found, _answer_text(found, start, asked.spec.fps))
     question = Question('predict', dict(start=start, seconds=seconds, fps=fps, k=k), model, adapter, taxonomy)
     with Lines(out or Path('predictions.jsonl'), question.mark) as lines:
-        _ask_all(list(videos_of(videos)), lines, load, ask, _answer_text, as_json)
+        def text(line): return _answer_text(line, start, question.spec.fps)
+        _ask_all(list(videos_of(videos)), question, lines, many, load, ask, text, as_json)
 
 # %% ../nbs/04j_cli.ipynb #5361f633
 def _suffix(format: str) -> str:
@@ -937,19 +1004,19 @@ def _keep_files(line: dict, video: Path, taxonomy: Any, pictures: dict, exports:
     if path and export and not path.exists(): _export(timeline, export, path, video, line['fps'])
 
 # %% ../nbs/04j_cli.ipynb #771feb07
-def _analyze_all(videos: dict[Path, Path], lines: Any, question: Any, load: Callable, trust: bool, as_json: bool,
-                 plot: Path | None, export: str | None, to: Path | None):
+def _analyze_all(videos: dict[Path, Path], lines: Any, question: Any, many: _Many, load: Callable, trust: bool,
+                 as_json: bool, plot: Path | None, export: str | None, to: Path | None):
     "`analyze` of several videos. Raises `BadInput` before anything is asked."
     from vlmtemporal.batches import analyzed
     pictures, exports = _files(videos, lines, plot, export, to)
-    def ask(engine, video, ticket, bar):
-        def tell(p): bar.set_postfix_str(f'{video.name} {p.seconds:.0f}/{p.duration:.0f} s')
-        return analyzed(engine, video, **question.options, trusted=trust, ticket=ticket, plot=pictures.get(video),
-                        tell=tell)
+    options, drawn = question.options, {} if many.is_far else pictures # of those elsewhere, they are drawn here
+    def ask(engine, video, ticket, bar=None):
+        def tell(p): bar and bar.set_postfix_str(f'{video.name} {p.seconds:.0f}/{p.duration:.0f} s')
+        return analyzed(engine, video, **options, trusted=trust, ticket=ticket, plot=drawn.get(video), tell=tell)
     names, words = list(videos), question.words
     def keep(i, line): _keep_files(line, names[i], words, pictures, exports, export)
     def text(line): return f"{len(line['segments'])} segments\n{_segments_text(line)}"
-    _ask_all(names, lines, load, ask, text, as_json, keep, workers=2)
+    _ask_all(names, question, lines, many, load, ask, text, as_json, keep)
 
 # %% ../nbs/04j_cli.ipynb #71515537
 @app.command()
@@ -972,31 +1039,37 @@ def analyze(
         help="The file that --export writes, of several videos the folder; called like the video, in this folder, "
              'when absent.')] = None,
     out: Out = None,
+    table: Table = None,
+    engine: Where = 'local',
+    address: Address = None,
+    workers: Models = None,
     trusted: Trusted = Trust.yes,
     as_json: Json = False,
 ):
     """The segments of a whole video, and what comes next at its end.
 
-    Several videos, or a folder of them: one JSON line a video, in the file --out."""
-    from vlmtemporal.batches import Lines, Question, told, truth_of, videos_of
+    Several videos, or a folder of them: one JSON line a video, in the file --out; on a cluster with --engine ray."""
+    from vlmtemporal.batches import Lines, Question, here, name_of, told, truth_of, videos_of
     from vlmtemporal.video import open_video
     if to and not export: raise BadInput('no format', '--to', 'say --export FORMAT, too')
+    many = _Many(engine, address, workers, table, at_once=2)
     suffix, trust = _suffix(export) if export else '', trusted == Trust.yes
     def load():
         from vlmtemporal.engine import Engine
         return Engine(_asked_model(model, adapter), adapter, taxonomy)
-    video = _only(videos, out)
+    video = _only(videos, out, table, many.is_far)
     if video is None:
         question = Question('analyze', dict(stride=stride, context=context), model, adapter, taxonomy)
         with Lines(out or Path('timelines.jsonl'), question.mark) as lines:
-            return _analyze_all(videos_of(videos), lines, question, load, trust, as_json, plot, export, to)
+            return _analyze_all(videos_of(videos), lines, question, many, load, trust, as_json, plot, export, to)
     written = _free(to or Path(video.stem + suffix)) if export else None
-    info = open_video(video, trusted=trust).info
-    found = load().analyze(video, stride, context, trusted=trust)
+    place = here(video)
+    info = open_video(place, trusted=trust).info
+    found = load().analyze(place, stride, context, trusted=trust)
     if plot: found.picture(truth_of(video)).save(plot)
     if export and written: _export(found.timeline, export, written, video, info.fps)
     typer.echo(f'{info.duration:.0f} s of video in {found.seconds:.1f} s, {found.windows} windows', err=True)
-    value = told(video, info.fps, found)
+    value = told(name_of(video), info.fps, found)
     _emit(as_json, value, _segments_text(value))
 
 # %% ../nbs/04j_cli.ipynb #0333b0d3

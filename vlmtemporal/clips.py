@@ -170,6 +170,7 @@ def clip_at(
     return Clip(f'{session.key}-{name}', session.key, start, spec.n_frames, where,
                 truth(session, start, spec.n_frames, spec.fps), spec.fps)
 
+# %% ../nbs/01l_clips.ipynb #6d9d9ccd
 def boundary_clips(
     session: Session,
     duration: float | None = None,    # seconds of video; up to the last operation when absent

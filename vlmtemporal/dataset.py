@@ -23,7 +23,7 @@ from .frames import FrameSpec, cut_frames, whole_clips
 from .merging import Sizes, merged, part_sizes, make_shard, shard_jobs
 from .operations import Grammar, fill_gaps
 from .recordings import default_spec, folder_of, get_split, protocol_of, sessions
-from .remote_files import address, names_in, place_of, plain, remove, told, url_of, written
+from .remote_files import above, address, inside, names_in, place_of, plain, remove, told, url_of, written
 from .sessions import SPLIT_NAMES, Session, fitted, person
 from .shards import (Shards, finished_index, jpeg, note_sessions, pack, source_hash, write_index,
                                 write_shards)
@@ -184,7 +184,9 @@ def _choose_clips(split: str, plans: list[_SessionPlan], settings: _Settings) ->
 def _place(path: Path, root: Path) -> str:
     "A source's name in the index: from the root's folder, or where it is when it lies elsewhere."
     folder, url = folder_of(root), url_of(path)
-    if url: return told(url.removeprefix((url_of(folder/'_') or ' ')[:-1]))
+    if url:
+        base = url_of(folder/'_')
+        return told(url).removeprefix(f'{told(above(base))}/' if base else '')
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.resolve().as_posix()
 
 def _sources(plans: list[_SessionPlan], root: Path) -> dict[str, str]:
@@ -195,6 +197,7 @@ def _sources(plans: list[_SessionPlan], root: Path) -> dict[str, str]:
         if s.source: hashes[_place(s.source, root)] = digest
     return hashes
 
+# %% ../nbs/01_dataset.ipynb #b1d8ad5e
 def _describe(split: str, plans: list[_SessionPlan], paths: list[Path], settings: _Settings) -> dict:
     "What the index shall say."
     found = [plan.session for plan in plans]
@@ -236,7 +239,7 @@ def _plan_split(split: str, found: list[Session], plans: list[_SessionPlan], set
     if split == 'train': about |= _teaching(found, settings.root)
     asked = sum(len(plan.clips) + len(plan.lacking) for plan in plans)
     notes = {s.key: s.notes for s in found if s.notes}
-    place = f'{settings.url}/{split}' if settings.url else str(settings.out/split)
+    place = inside(settings.url, split) if settings.url else str(settings.out/split)
     built = Built(split, len(found), asked, len(chosen), place, about['lacking'], notes)
     return _SplitPlan(placed, about, built)
 
@@ -252,7 +255,7 @@ def _sweep(out: Path):
 @contextmanager
 def _alone(out: Path, url: str | None):
     "Have the folder alone, swept; `CannotWrite` when the disk is full."
-    if url: out = place_of(f'{url}/index.json').parent
+    if url: out = place_of(inside(url, 'index.json')).parent
     with writing(out, 'what is finished is kept'):
         out.mkdir(parents=True, exist_ok=True)
         handle = os.open(out, os.O_RDONLY)
@@ -308,6 +311,7 @@ def _split_folder(plan: _SplitPlan, settings: _Settings) -> Iterator[Path]:
     remove(f'{plan.built.path}/index.json')
     yield Path(plan.built.path)
 
+# %% ../nbs/01_dataset.ipynb #380ea283
 def _write_far(plan: _SplitPlan, settings: _Settings, engine: _Engine, made: dict[Path, Sizes]):
     "The shards of a split as jobs, then its index."
     old = [(path,) for _, path in plan.parts if path not in made]
@@ -319,6 +323,7 @@ def _write_far(plan: _SplitPlan, settings: _Settings, engine: _Engine, made: dic
             for name in names_in(folder) - {row['name'] for row in rows}: remove(f'{plan.built.path}/{name}')
         write_index(folder, finished_index(plan.about, rows))
 
+# %% ../nbs/01_dataset.ipynb #492db987
 def _write(plans: list[_SplitPlan], settings: _Settings, engine: _Engine):
     "Make the parts that are not there, then the shards."
     made = _write_parts(plans, settings, engine)
@@ -362,7 +367,7 @@ def _sides(found: list[Session], split: str, protocol: str | None, root: Path) -
 # %% ../nbs/01_dataset.ipynb #07b074ff
 def _tidy(settings: _Settings):
     "Leave what is to stay."
-    if settings.url: return remove(f'{settings.url}/.parts')
+    if settings.url: return remove(inside(settings.url, '.parts'))
     note_sessions(settings.out, settings.root)
     shutil.rmtree(settings.out/'.parts', ignore_errors=True)
 

@@ -309,8 +309,8 @@ def _with_prompt(prompt: 'BatchFeature', positions: 'Tensor', call: dict) -> dic
             'position_ids': torch.cat([positions, after], -1)}
 
 # %% ../nbs/03a_decode.ipynb #127dcc35
-class _TreeScorer:
-    "Scores the candidates of a slot for B clips on W beams, a call each."
+class _Beams:
+    "The cache of B clips, and what each of their W beams sees."
     slot: _Slot | _WideSlot # scored last
     descent: '_Descent'     # into it, where it is wide
     cache: Any              # of the model
@@ -325,6 +325,18 @@ class _TreeScorer:
         self.seen = self.prompt.pop('attention_mask').bool()[:, None] # (B, W, S)
         self.next = after.to(device)[:, None]                         # (B, W): the position to be fed next
         self.chosen = torch.full_like(self.next, first)               # (B, W): the token to be fed next
+    def run(self, call: dict, keep: int) -> 'Tensor': # (B, keep, V)
+        "A call, with the prompt before it where it is the first; its last logits."
+        import torch
+        if self.cache is None: call = _with_prompt(self.prompt, self.positions, call)
+        with torch.no_grad():
+            out = self.model(**call, **{_cache_name(): self.cache}, use_cache=True, logits_to_keep=keep)
+        self.cache = getattr(out, _cache_name())
+        return out.logits[:, -keep:]
+
+# %% ../nbs/03a_decode.ipynb #4f91a767
+class _TreeScorer(_Beams):
+    "Scores the candidates of a slot for B clips on W beams, a call each."
     def score(self, slot: _Slot | _WideSlot) -> 'Tensor':
         "Log-probability of each candidate on each beam, float32 (B, W, C)."
         self.slot = slot
@@ -334,14 +346,6 @@ class _TreeScorer:
         call = _trie_call(slot, self.seen, self.next, self.chosen)
         keep = self.seen.shape[1]*len(slot.tokens) - len(slot.prefix) # nothing is asked in the prefix
         return _path_scores(slot, self.run(call, keep), self.seen.shape[1])
-    def run(self, call: dict, keep: int) -> 'Tensor': # (B, keep, V)
-        "A call, with the prompt before it where it is the first; its last logits."
-        import torch
-        if self.cache is None: call = _with_prompt(self.prompt, self.positions, call)
-        with torch.no_grad():
-            out = self.model(**call, **{_cache_name(): self.cache}, use_cache=True, logits_to_keep=keep)
-        self.cache = getattr(out, _cache_name())
-        return out.logits[:, -keep:]
     def select(self, choice: 'Tensor'):
         "Go on with these: (B, W') of the W x C that were scored."
         if isinstance(self.slot, _WideSlot): return self.descent.follow(choice[:, 0].tolist())
@@ -406,8 +410,8 @@ def _choose_branches(
     return some
 
 # %% ../nbs/03a_decode.ipynb #72442389
-class _Descent:
-    "Walks a wide slot for B clips."
+class _Keys:
+    "A wide slot for B clips: which of its nodes were fed, and where their keys are."
     def __init__(self, scorer: '_TreeScorer', slot: _WideSlot):
         self.scorer, self.slot, clips = scorer, slot, len(scorer.next)
         self.columns = 0 # keys that were added
@@ -415,6 +419,43 @@ class _Descent:
         self.found = np.full((clips, len(slot.paths)), -np.inf) # log-probabilities
         root = _Branch(0., list(range(len(slot.paths))), list(range(len(slot.prefix) + 1)), False)
         self.front = [[root] for _ in range(clips)]
+    def _feed(self, rows: list[list[int]]) -> 'Tensor': # logits (B, n, V)
+        "Feed each clip its nodes, parents first; shorter rows are filled up with tokens that nobody sees."
+        import torch
+        scorer, slot, n = self.scorer, self.slot, max(map(len, rows))
+        ids, depth = np.zeros((2, len(rows), n), int)
+        own = np.zeros((len(rows), n, self.columns + n), bool)
+        own[:, range(n), range(self.columns, self.columns + n)] = True
+        for b, nodes in enumerate(rows):
+            for j, node in enumerate(nodes):
+                self.where[b][node] = self.columns + j
+                ids[b, j], depth[b, j] = slot.tokens[node], len(slot.above[node]) - 1
+                own[b, j, [self.where[b][a] for a in slot.above[node]]] = True
+        put = [torch.as_tensor(x, device=scorer.next.device) for x in (ids, depth, own)]
+        if not self.columns: put[0][:, 0] = scorer.chosen[:, 0]
+        self.columns += n
+        sees = torch.cat([scorer.seen.expand(-1, n, -1), put[2]], -1)
+        return scorer.run(dict(input_ids=put[0], attention_mask=sees[:, None], position_ids=scorer.next + put[1]), n)
+
+# %% ../nbs/03a_decode.ipynb #fd88fed9
+class _Fed(_Keys):
+    "A wide slot for B clips, and how to go on from it."
+    def follow(self, choice: list[int]):
+        "Go on with one candidate a clip, which is fed as far as it was not."
+        import torch
+        scorer, walks = self.scorer, [self.slot.walks[c] for c in choice]
+        rest = [[n for n in walk if n not in where] for walk, where in zip(walks, self.where)]
+        if any(rest): self._feed(rest)
+        own = np.zeros((len(walks), 1, self.columns), bool)
+        for b, walk in enumerate(walks): own[b, 0, [self.where[b][a] for a in self.slot.above[walk[-1]]]] = True
+        def put(x): return torch.as_tensor(np.array(x), device=scorer.next.device)
+        scorer.seen = torch.cat([scorer.seen, put(own)], -1)
+        scorer.next = scorer.next + put([[len(self.slot.above[walk[-1]])] for walk in walks])
+        scorer.chosen = put([[self.slot.paths[c][-1]] for c in choice])
+
+# %% ../nbs/03a_decode.ipynb #d921cd01
+class _Descent(_Fed):
+    "Walks a wide slot for B clips."
     def score(self) -> 'Tensor':
         "Log-probability of each candidate, float32 (B, 1, C)."
         import torch
@@ -443,35 +484,6 @@ class _Descent:
                 if not lead.nodes: self.found[clip, lead.below] = log_p - np.log(len(lead.below))
                 elif lead.nodes[-1] in self.where[clip]: known[clip, lead.nodes[-1]] = log_p
                 else: self.front[clip].append(_Branch(log_p, lead.below, lead.nodes, False))
-    def _feed(self, rows: list[list[int]]) -> 'Tensor': # logits (B, n, V)
-        "Feed each clip its nodes, parents first; shorter rows are filled up with tokens that nobody sees."
-        import torch
-        scorer, slot, n = self.scorer, self.slot, max(map(len, rows))
-        ids, depth = np.zeros((2, len(rows), n), int)
-        own = np.zeros((len(rows), n, self.columns + n), bool)
-        own[:, range(n), range(self.columns, self.columns + n)] = True
-        for b, nodes in enumerate(rows):
-            for j, node in enumerate(nodes):
-                self.where[b][node] = self.columns + j
-                ids[b, j], depth[b, j] = slot.tokens[node], len(slot.above[node]) - 1
-                own[b, j, [self.where[b][a] for a in slot.above[node]]] = True
-        put = [torch.as_tensor(x, device=scorer.next.device) for x in (ids, depth, own)]
-        if not self.columns: put[0][:, 0] = scorer.chosen[:, 0]
-        self.columns += n
-        sees = torch.cat([scorer.seen.expand(-1, n, -1), put[2]], -1)
-        return scorer.run(dict(input_ids=put[0], attention_mask=sees[:, None], position_ids=scorer.next + put[1]), n)
-    def follow(self, choice: list[int]):
-        "Go on with one candidate a clip, which is fed as far as it was not."
-        import torch
-        scorer, walks = self.scorer, [self.slot.walks[c] for c in choice]
-        rest = [[n for n in walk if n not in where] for walk, where in zip(walks, self.where)]
-        if any(rest): self._feed(rest)
-        own = np.zeros((len(walks), 1, self.columns), bool)
-        for b, walk in enumerate(walks): own[b, 0, [self.where[b][a] for a in self.slot.above[walk[-1]]]] = True
-        def put(x): return torch.as_tensor(np.array(x), device=scorer.next.device)
-        scorer.seen = torch.cat([scorer.seen, put(own)], -1)
-        scorer.next = scorer.next + put([[len(self.slot.above[walk[-1]])] for walk in walks])
-        scorer.chosen = put([[self.slot.paths[c][-1]] for c in choice])
 
 # %% ../nbs/03a_decode.ipynb #d9699e9a
 def _shares(
@@ -503,24 +515,14 @@ def _heeds_masks(model) -> bool:
     return not leaks >= .01*(seen - base)[3].abs().max()
 
 # %% ../nbs/03a_decode.ipynb #6a1cd5c3
-class _RowScorer:
-    "What `_TreeScorer` does, for one clip, by calls that any model takes."
+class _Calls:
+    "Calls that any model takes, a row for every candidate."
     slot: _Slot # scored last
     def __init__(self, loaded: LoadedModel, inputs: 'BatchFeature', first: int):
         import torch
         self.model, self.written = loaded.model, [[first]]
         with torch.no_grad(): out = self.model(**inputs.to(loaded.model.device), use_cache=True, logits_to_keep=1)
         self.cache = getattr(out, _cache_name())
-    def score(self, slot: _Slot) -> 'Tensor':
-        "Log-probability of each candidate on each beam, float32 (1, W, C)."
-        import torch
-        self.slot = slot
-        return torch.stack([self._beam(written + slot.prefix) for written in self.written])[None]
-    def select(self, choice: 'Tensor'):
-        "Go on with these: (1, W') of the W x C that were scored."
-        paths = self.slot.paths
-        chosen = [divmod(i, len(paths)) for i in choice[0].tolist()]
-        self.written = [self.written[beam] + self.slot.prefix + paths[c] for beam, c in chosen]
     def _beam(self, written: list[int], rows: int = 32) -> 'Tensor':
         "The slot's candidates after what is written, float32 (C,), so many rows a call."
         import torch
@@ -538,6 +540,20 @@ class _RowScorer:
         log_p = logits[:, len(written) - 1:].float().log_softmax(-1)
         def total(row, path): return row[range(len(path)), path].sum() if path else row.new_zeros(())
         return torch.stack([total(row, path) for row, path in zip(log_p, paths)])
+
+# %% ../nbs/03a_decode.ipynb #93af6bdd
+class _RowScorer(_Calls):
+    "What `_TreeScorer` does, for one clip, by calls that any model takes."
+    def score(self, slot: _Slot) -> 'Tensor':
+        "Log-probability of each candidate on each beam, float32 (1, W, C)."
+        import torch
+        self.slot = slot
+        return torch.stack([self._beam(written + slot.prefix) for written in self.written])[None]
+    def select(self, choice: 'Tensor'):
+        "Go on with these: (1, W') of the W x C that were scored."
+        paths = self.slot.paths
+        chosen = [divmod(i, len(paths)) for i in choice[0].tolist()]
+        self.written = [self.written[beam] + self.slot.prefix + paths[c] for beam, c in chosen]
 
 # %% ../nbs/03a_decode.ipynb #f0b6b68c
 def frame_keys(
@@ -575,25 +591,22 @@ def _with_encoded(
     return inputs
 
 # %% ../nbs/03a_decode.ipynb #380198d5
+def _ask_at_once(scorer, slot: _Slot, log_p: 'Tensor', least: 'Tensor', most: 'Tensor', keep: int):
+    "`_ask_numbers`, where all numbers are one trie."
+    import torch
+    number = torch.arange(len(slot.paths), device=most.device)
+    wrong = (number < least[..., None]) | (number > most[:, None, None])
+    joint = log_p[..., None] + scorer.score(slot).masked_fill(wrong, -torch.inf)
+    best, choice = _highest(joint, keep)
+    scorer.select(choice)
+    return best, choice % len(number), choice//len(number)
+
+# %% ../nbs/03a_decode.ipynb #aa468d45
 HEADS = 8 # beginnings of numbers that are followed, beside those that have ended
 
-def _ask_numbers(
-    scorer,
-    slot: '_Slot | _Numbers', # C numbers, in order
-    log_p: 'Tensor',          # (B, W) of the beams
-    least: 'Tensor',          # (B, W) int64: the first candidate that a beam may choose
-    most: 'Tensor',           # (B,) int64: the last
-    keep: int,
-) -> 'tuple[Tensor, Tensor, Tensor]': # (B, K) each: log-probability, candidate, beam
-    "The likeliest candidates of all beams, with which the scorer goes on."
+def _ask_in_two(scorer, slot: _Numbers, log_p: 'Tensor', least: 'Tensor', most: 'Tensor', keep: int):
+    "`_ask_numbers`, where their beginnings are asked first."
     import torch
-    if isinstance(slot, _Slot):
-        number = torch.arange(len(slot.paths), device=most.device)
-        wrong = (number < least[..., None]) | (number > most[:, None, None])
-        joint = log_p[..., None] + scorer.score(slot).masked_fill(wrong, -torch.inf)
-        best, choice = _highest(joint, keep)
-        scorer.select(choice)
-        return best, choice % len(number), choice//len(number)
     (H, T), row = slot.table.shape, torch.arange(len(most), device=most.device)[:, None]
     fits = (slot.table >= least[..., None, None].clamp(min=0)) & (slot.table <= most[:, None, None, None])
     joint = log_p[..., None] + scorer.score(slot.head).masked_fill(~fits.any(-1), -torch.inf)
@@ -608,6 +621,20 @@ def _ask_numbers(
     head, beam = head.gather(1, choice//T), beam.gather(1, choice//T)
     return best, slot.table[head, choice % T], beam
 
+# %% ../nbs/03a_decode.ipynb #48f6facd
+def _ask_numbers(
+    scorer,
+    slot: '_Slot | _Numbers', # C numbers, in order
+    log_p: 'Tensor',          # (B, W) of the beams
+    least: 'Tensor',          # (B, W) int64: the first candidate that a beam may choose
+    most: 'Tensor',           # (B,) int64: the last
+    keep: int,
+) -> 'tuple[Tensor, Tensor, Tensor]': # (B, K) each: log-probability, candidate, beam
+    "The likeliest candidates of all beams, with which the scorer goes on."
+    if isinstance(slot, _Slot): return _ask_at_once(scorer, slot, log_p, least, most, keep)
+    return _ask_in_two(scorer, slot, log_p, least, most, keep)
+
+# %% ../nbs/03a_decode.ipynb #4b834f90
 def _highest(joint: 'Tensor', keep: int) -> 'tuple[Tensor, Tensor]': # (B, K) each: values, positions in W x C
     "The highest of (B, W, C); the first of equals where one is asked for."
     flat = joint.flatten(1)

@@ -134,6 +134,7 @@ class _Listed:
     keys: np.ndarray   # bool (n,), decoding can begin here
     hidden: int        # packets that are not shown, and places that the container counts and leaves empty
 
+# %% ../nbs/00d_decoding.ipynb #14cf5910
 def _list_packets(opened: _Opened, path: Path, limits: Limits) -> _Listed:
     stamps, sizes, keys, hidden, last = array('q'), array('q'), bytearray(), 0, -1
     for p in _packets(opened):
@@ -149,6 +150,7 @@ def _list_packets(opened: _Opened, path: Path, limits: Limits) -> _Listed:
     if opened.container.format.name == 'avi': hidden = max(last + 1 - len(keys), 0) # places that repeat a frame
     return _Listed(np.array(stamps, np.int64), np.array(sizes, np.int64), np.frombuffer(keys, bool), hidden)
 
+# %% ../nbs/00d_decoding.ipynb #acba7387
 def _sorted(listed: _Listed) -> _Listed:
     "By stamp."
     order = np.argsort(listed.stamps, kind='stable')
@@ -431,6 +433,7 @@ def _index_of(path: Path, limits: Limits, doubt: bool = False) -> _Index:
 class _Astray(Exception):
     "A decoder did not show what the list has."
 
+# %% ../nbs/00d_decoding.ipynb #fbb08ae0
 class _Feed:
     "A decoder on its way through a file. What its packets say is compared with the list."
     def __init__(self, path: Path, index: _Index, limits: Limits):
@@ -491,8 +494,8 @@ class _Run(_Feed):
         return i, frame
 
 # %% ../nbs/00d_decoding.ipynb #17a83458
-class _Reader:
-    "Frames of a file from any place on, as its index has them."
+class _Starts:
+    "Where decoding may begin."
     def __init__(self, path: Path, index: _Index, limits: Limits):
         self.path, self.index, self.limits = path, index, limits
         self.n = len(index.stamps)
@@ -508,6 +511,10 @@ class _Reader:
             yield key
             back = key - 1 - 2*(i - key) if back < i else key - 1
         yield 0
+
+# %% ../nbs/00d_decoding.ipynb #a2dc66f3
+class _Reader(_Starts):
+    "Frames of a file from any place on, as its index has them."
     def decoded(self, first: int, stop: int) -> Iterator[tuple[int, Any]]:
         "Yield (its number, decoded frame). Raises `_Astray` where the index does not hold."
         i = first

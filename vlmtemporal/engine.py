@@ -179,6 +179,7 @@ def _blamed(video: str | Path, ticket: Ticket, trusted: bool = False) -> Iterato
             raise Busy('no video can be decoded now; try again') from None
         raise BadInput(f'the video cannot be used ({type(e).__name__})', video) from e
 
+# %% ../nbs/04b_engine.ipynb #fd074168
 class _Seeing(_Asked):
     "A model and the eyes before it."
     def __init__(self, model, adapter, taxonomy, spec, queue: int, batch: int, decoding: int):
@@ -273,7 +274,38 @@ class _Following(_Reading):
             yield from self._read(source, spec, stride, ticket, trusted)
 
 # %% ../nbs/04b_engine.ipynb #ec17f347
-class Engine(_Following):
+class _Answering(_Following):
+    "A model that answers about clips."
+    def answer(self,
+        clip: SampledClip,             # what `sample` gave
+        decoder: str = 'constrained',  # or 'generate'
+        ticket: Ticket | None = None,
+    ) -> Prediction:
+        "What is done in these frames, exactly when, and what comes next."
+        name, ticket = f'{Path(clip.video).stem}@{clip.start:g}s', ticket or Ticket()
+        example = Example(name, clip.frames, clip.indices, None, f'{next(_requests)}', clip.start, clip.n_frames,
+                          fps=clip.spec.fps)
+        return replace(result(self.ask([example], ticket, decoder)[0], ticket), warnings=clip.warnings)
+
+    def predict(self,
+        video: str | Path,
+        start: float = 0.,            # seconds into the video
+        decoder: str = 'constrained', # or 'generate'
+        trusted: bool = True,         # False: the video is decoded in a child process
+    ) -> Prediction:
+        "`answer` about what `sample` chooses."
+        return self.answer(self.sample(video, start, trusted), decoder)
+
+    def show(self,
+        video: str | Path,
+        start: float = 0., # seconds into the video
+    ) -> ClipShown:
+        "`predict` as a picture, with its words: the frames that were shown, and what was answered."
+        clip = self.sample(video, start)
+        return answered_clip(clip, self.answer(clip).answer, self.taxonomy)
+
+# %% ../nbs/04b_engine.ipynb #c3c26629
+class Engine(_Answering):
     """A loaded model that answers about videos. An adapter brings its taxonomy, frames and grammar along, also when it
     was merged into the model.
 
@@ -288,31 +320,7 @@ class Engine(_Following):
         decoding: int = 4,                           # videos that are decoded at once
     ):
         super().__init__(model, adapter, taxonomy, spec, queue, batch, decoding)
-    def answer(self,
-        clip: SampledClip,             # what `sample` gave
-        decoder: str = 'constrained',  # or 'generate'
-        ticket: Ticket | None = None,
-    ) -> Prediction:
-        "What is done in these frames, exactly when, and what comes next."
-        name, ticket = f'{Path(clip.video).stem}@{clip.start:g}s', ticket or Ticket()
-        example = Example(name, clip.frames, clip.indices, None, f'{next(_requests)}', clip.start, clip.n_frames,
-                          fps=clip.spec.fps)
-        return replace(result(self.ask([example], ticket, decoder)[0], ticket), warnings=clip.warnings)
-    def predict(self,
-        video: str | Path,
-        start: float = 0.,            # seconds into the video
-        decoder: str = 'constrained', # or 'generate'
-        trusted: bool = True,         # False: the video is decoded in a child process
-    ) -> Prediction:
-        "`answer` about what `sample` chooses."
-        return self.answer(self.sample(video, start, trusted), decoder)
-    def show(self,
-        video: str | Path,
-        start: float = 0., # seconds into the video
-    ) -> ClipShown:
-        "`predict` as a picture, with its words: the frames that were shown, and what was answered."
-        clip = self.sample(video, start)
-        return answered_clip(clip, self.answer(clip).answer, self.taxonomy)
+
     def analyze(self,
         video: str | Path,
         stride: float = 1.,                   # seconds between windows

@@ -97,6 +97,10 @@ in `{{ card }}`.
 {% for line in steps %}
 {{ line }}
 {% endfor %}
+'''
+
+# %% ../nbs/04r_exports.ipynb #cbad7afd
+_README += '''\
 ## Ask it
 
 `request.json` is a whole request, with the pictures of an example inside:
@@ -190,6 +194,7 @@ def find_converter(
     if not Path(found).is_file(): raise BadInput('no such file', found, _INSTALL)
     return [sys.executable, found] if found.endswith('.py') else [found]
 
+# %% ../nbs/04r_exports.ipynb #a8038a35
 def convert(
     converter: list[str],
     checkpoint: Path,
@@ -265,6 +270,7 @@ def export_model(
         write_text(folder/'README.md', _readme(request, SERVERS[server], tokens))
     return out
 
+# %% ../nbs/04r_exports.ipynb #a7d40a85
 def _as_gguf(command: list[str], checkpoint: Path, folder: Path, outtype: str):
     "The checkpoint as two GGUF files in place of it; its card stays."
     convert(command, checkpoint, folder/'mmproj.gguf', '--mmproj', '--outtype', 'f16')

@@ -76,6 +76,7 @@ def _check_length(n_frames: Any, fps: Any):
     raise BadInput(f'{n_frames} frames at {fps} a second are {n_frames/fps:g} s', 'n_frames, fps',
                    f'a clip has {MIN_SECONDS} to {MAX_SECONDS} seconds')
 
+# %% ../nbs/00i_frames.ipynb #b46b6bff
 def _check_context(seconds: Any):
     "Raises `BadInput` unless it is a number of seconds that a context may have."
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds <= MAX_CONTEXT:

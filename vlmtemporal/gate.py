@@ -162,6 +162,7 @@ def client_of(scope: dict) -> str:
     "Who asks: the key, else the address."
     return scope['state'].get('key') or (scope.get('client') or ('',))[0]
 
+# %% ../nbs/04f_gate.ipynb #22a13181
 class Placed:
     "Uploads with a place each, taken before they are read."
     def __init__(self, app: Any, engine: Engine, settings: ServerSettings):
@@ -274,6 +275,7 @@ def _route(scope: dict) -> str:
     "The pattern of the route that answered; 'page' for all of Gradio's."
     return getattr(scope.get('route'), 'path_format', '') or 'page'
 
+# %% ../nbs/04f_gate.ipynb #f25d8fd2
 class Observed:
     "Requests with an id, counted and logged."
     def __init__(self, app: Any, metrics: Metrics): self.app, self.metrics = app, metrics
@@ -333,7 +335,7 @@ class Mannerly:
 _CANNOT = 'the page cannot use this request'
 
 # %% ../nbs/04f_gate.ipynb #2d538d11
-class Server(uvicorn.Server):
+class _Ending(uvicorn.Server):
     "uvicorn's, with an end."
     def __init__(self, config: uvicorn.Config, settings: ServerSettings, visitors: Visitors, close: Callable[[], None],
                  fall: Callable[[], object] | None = None): # ends the process, where it is the server's own
@@ -362,6 +364,10 @@ class Server(uvicorn.Server):
         asyncio.get_running_loop().call_later(self.settings.drain_seconds, self.over)
         self.visitors.end(all=False)
         await super().shutdown(sockets)
+
+# %% ../nbs/04f_gate.ipynb #a428d0a8
+class Server(_Ending):
+    "uvicorn's, with an end, and without connections that nobody uses."
     async def on_tick(self, counter: int) -> bool:
         if counter % 10 == 0:
             self.close_idle(time.monotonic())

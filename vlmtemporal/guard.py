@@ -57,6 +57,7 @@ class _Memory:
         for part in (self.file, self.map):
             if part: part.close()
 
+# %% ../nbs/00e_guard.ipynb #f157a3fe
 def _attached(key: int | str, size: int) -> mmap.mmap:
     "The same memory, in the child."
     if sys.platform == 'win32': return mmap.mmap(-1, size, tagname=key)
@@ -385,6 +386,7 @@ class _Nurse(_Watch):
         for told in list(self.pids): self.forget(told)
         os._exit(0)
 
+# %% ../nbs/00e_guard.ipynb #fd0f2bd9
 def nurse(control: str): # number of the socket's descriptor
     "Fork for the process at the other end."
     gc.freeze()
@@ -474,6 +476,7 @@ def prepare_decoding():
     "Start what the first child would otherwise wait for."
     if _can_fork(): _at_hand()
 
+# %% ../nbs/00e_guard.ipynb #6413bd96
 def _start(limits: Limits, decoder: str, memory: _Memory) -> 'subprocess.Popen | _Fork':
     "A child process that waits for requests."
     settings, files = json.dumps([asdict(limits), decoder]), [memory.file.fileno()] if memory.file else []

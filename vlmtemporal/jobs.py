@@ -57,8 +57,8 @@ class Job:
         self.ended = now()
 
 # %% ../nbs/04e_jobs.ipynb #4020df8b
-class Jobs:
-    "The jobs of a server: so many at most, forgotten so long after their end."
+class _Kept:
+    "Jobs by their numbers."
     def __init__(self, most: int, seconds: float, now: Callable[[], float] = time.monotonic):
         self.most, self.seconds, self.now = most, seconds, now
         self.all: dict[str, Job] = {}
@@ -69,6 +69,10 @@ class Jobs:
         "Those that ended long ago."
         for job in self._ended():
             if self.now() - (job.ended or 0) > self.seconds: del self.all[job.id]
+
+# %% ../nbs/04e_jobs.ipynb #e2d1f9f5
+class Jobs(_Kept):
+    "The jobs of a server: so many at most, forgotten so long after their end."
     def start(self,
         work: Callable[[Job], dict], # what is done, in a thread of its own; its result
         held: ExitStack,             # what is given back at the end

@@ -19,6 +19,7 @@ from .evaluation import evaluate, holds_frames, sessions_of_split
 from .report import save_result
 from .results import Result
 from .runtime import Runtime, is_named
+from .sessions import Session
 from .shards import Shards, find_split
 
 # %% ../nbs/03j_judging.ipynb #7ed548b0
@@ -90,7 +91,7 @@ def judge_here(
     clips: int = 30,            # the first so many boundary clips; all, where there are fewer
     max_sessions: int = 4,      # whole sessions that are asked about; 0 for all
     max_clips: int | None = None,
-) -> Result:
+) -> tuple[Result, list[Session] | None]: # and the recordings of whole sessions, where they are attached
     "Base, adapter and guesses without pictures, into `work/report`. Raises `BadInput` for what is not there."
     base, found = adapter_here(place, adapter, model)
     shards, root = tested_here(place, found, data, max_clips)
@@ -100,4 +101,4 @@ def judge_here(
                       grammar=found.grammar is not None)
     recorded = sessions_of_split(root, test, max_sessions) if root else None
     save_result(result, place.work/'report', recorded=recorded)
-    return result
+    return result, recorded

@@ -850,6 +850,7 @@ def _runs(rows: Sequence[Label]) -> list[Label]:
         else: out.append(row)
     return out
 
+# %% ../nbs/01f_label_texts.ipynb #ce84ae1d
 def _from_starts(
     rows: Sequence[Label], ends: Mapping[str, float],
 ) -> tuple[list[Label], list[Label]]: # and the last ones, which have no end
@@ -946,6 +947,7 @@ def _units(
 
 _COMMA = re.compile('[0-9]{1,3},[0-9]{3}')
 
+# %% ../nbs/01f_label_texts.ipynb #f8e84906
 def _about_commas(table: Table, roles: Mapping[str, Any]) -> list[str]:
     "A sentence on times like '1,234'. Raises `BadInput` where others have a point, so that nobody knows what it is."
     times = [i for role, i in roles.items() if role in ('start', 'end', 'duration')]

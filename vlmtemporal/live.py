@@ -188,8 +188,11 @@ class _Rows:
 # %% ../nbs/04c_live.ipynb #dffd2c6c
 GAP = 15. # seconds without a window after which a timeline begins anew
 
-class LiveTimeline:
-    "The segments of a source that goes on. What has settled does not change; what is older than `history` is let go."
+class _Written:
+    "The segments of a source that goes on, as far as they are written down."
+    _hsmm: HSMM | None
+    _origin: int # row of the source at which this stretch begins
+    _done: int   # rows of it that have settled
     def __init__(self,
         taxonomy: Taxonomy,
         prior: TimelinePrior | None = None, # order and durations; None: the windows as they stand
@@ -206,29 +209,37 @@ class LiveTimeline:
         self._rows: _Rows | None = None
         self.end = 0.                            # seconds that windows have shown
 
-    def add(self,
-        start: float,              # seconds, later than that of the window before
-        probabilities: np.ndarray, # (C,) of the dominant operation
-        seconds: float | None = None, # that the window shows, where it is shorter than others
-    ):
-        "What the model said about the next window."
-        if self._rows is None or start > self.end + GAP: self._begin(start)
-        self.end = start + (seconds or self.window_seconds)
-        self._rows.add(start, probabilities) # type: ignore[union-attr]
-        self._decode(self.lag)
+    def _write(self, c: int, first: int, stop: int):
+        last = self._settled[-1] if self._settled else None
+        if last and (last.operation, last.stop) == (c, first): last.stop = stop
+        else: self._settled.append(_Stretch(c, first, stop))
 
-    def _begin(self, start: float):
-        "Begin anew at the row of `start`."
-        self.finish()
-        self._origin = math.floor(start/STEP + 1e-6)
-        iterations = self.prior.em_iterations if self.prior else 1
-        self._rows = _Rows(self._origin*STEP, self.window_seconds, iterations)
-        self._done = 0
-        self._hsmm = None
-        if not self.prior: return
-        grammar, scale = self.prior.grammar, self.prior.emission_scale
-        self._hsmm = HSMM(grammar, scale, rows=round(LONGEST/STEP), longest=LONGEST)
+# %% ../nbs/04c_live.ipynb #70c2f482
+class _Shown(_Written):
+    "What has been done, and what is under way."
+    @property
+    def settled(self) -> float:
+        "Seconds up to which the segments are final."
+        return self._open[0][1]*STEP if self._open else self.end
 
+    @property
+    def operation(self) -> str:
+        "What is under way; '' before anything has been seen."
+        last = self._open[-1][0] if self._open else self._settled[-1].operation if self._settled else None
+        return '' if last is None else self.taxonomy.names[last]
+
+    def segments(self) -> tuple[Segment, ...]:
+        "What has settled, then what is still open; the last one ends where the windows end."
+        rows = [(s.operation, s.first, s.stop) for s in self._settled]
+        for c, a, b in self._open:
+            if rows and (rows[-1][0], rows[-1][2]) == (c, a): rows[-1] = c, rows[-1][1], b
+            else: rows.append((c, a, b))
+        names, end = self.taxonomy.names, self.end
+        return tuple(Segment(names[c], a*STEP, min(b*STEP, end)) for c, a, b in rows if a*STEP < end)
+
+# %% ../nbs/04c_live.ipynb #cdd202d7
+class _Settling(_Shown):
+    "What settles, and when."
     def _decode(self, lag: float):
         "Take the rows that are old enough for good, and look at the others."
         first, rows = self._rows.since(self._done, self.end) # type: ignore[union-attr]
@@ -253,34 +264,37 @@ class LiveTimeline:
         self._done = final
         while self._settled and self._settled[0].stop*STEP < self.end - self.history: self._settled.popleft()
 
-    def _write(self, c: int, first: int, stop: int):
-        last = self._settled[-1] if self._settled else None
-        if last and (last.operation, last.stop) == (c, first): last.stop = stop
-        else: self._settled.append(_Stretch(c, first, stop))
-
     def finish(self):
         "Settle what is open: nothing more will be seen of it."
         if self._rows is not None: self._decode(0.)
         for c, a, b in self._open: self._write(c, a, b)
         self._open, self._rows = [], None
 
-    @property
-    def settled(self) -> float:
-        "Seconds up to which the segments are final."
-        return self._open[0][1]*STEP if self._open else self.end
-    @property
-    def operation(self) -> str:
-        "What is under way; '' before anything has been seen."
-        last = self._open[-1][0] if self._open else self._settled[-1].operation if self._settled else None
-        return '' if last is None else self.taxonomy.names[last]
-    def segments(self) -> tuple[Segment, ...]:
-        "What has settled, then what is still open; the last one ends where the windows end."
-        rows = [(s.operation, s.first, s.stop) for s in self._settled]
-        for c, a, b in self._open:
-            if rows and (rows[-1][0], rows[-1][2]) == (c, a): rows[-1] = c, rows[-1][1], b
-            else: rows.append((c, a, b))
-        names, end = self.taxonomy.names, self.end
-        return tuple(Segment(names[c], a*STEP, min(b*STEP, end)) for c, a, b in rows if a*STEP < end)
+# %% ../nbs/04c_live.ipynb #c11f3ea8
+class LiveTimeline(_Settling):
+    "The segments of a source that goes on. What has settled does not change; what is older than `history` is let go."
+    def add(self,
+        start: float,              # seconds, later than that of the window before
+        probabilities: np.ndarray, # (C,) of the dominant operation
+        seconds: float | None = None, # that the window shows, where it is shorter than others
+    ):
+        "What the model said about the next window."
+        if self._rows is None or start > self.end + GAP: self._begin(start)
+        self.end = start + (seconds or self.window_seconds)
+        self._rows.add(start, probabilities) # type: ignore[union-attr]
+        self._decode(self.lag)
+
+    def _begin(self, start: float):
+        "Begin anew at the row of `start`."
+        self.finish()
+        self._origin = math.floor(start/STEP + 1e-6)
+        iterations = self.prior.em_iterations if self.prior else 1
+        self._rows = _Rows(self._origin*STEP, self.window_seconds, iterations)
+        self._done = 0
+        self._hsmm = None
+        if not self.prior: return
+        grammar, scale = self.prior.grammar, self.prior.emission_scale
+        self._hsmm = HSMM(grammar, scale, rows=round(LONGEST/STEP), longest=LONGEST)
 
 # %% ../nbs/04c_live.ipynb #d672f755
 class Clock:
@@ -330,8 +344,8 @@ class _Asking:
         return None
 
 # %% ../nbs/04c_live.ipynb #1a7c821c
-class _Moments:
-    "What has become known of a source, for whoever asks."
+class _Known:
+    "What has become known of a source."
     def __init__(self, engine: Engine, timeline: LiveTimeline, asking: _Asking, ticket: Ticket):
         self._engine, self.timeline, self._asking, self._ticket = engine, timeline, asking, ticket
         self._moments: deque[Moment] = deque(maxlen=64) # that nobody has taken
@@ -361,6 +375,9 @@ class _Moments:
         total = sum(others.values()) or 1.
         return {n: p/total for n, p in sorted(others.items(), key=lambda x: -x[1])}
 
+# %% ../nbs/04c_live.ipynb #c6b0eff5
+class _Moments(_Known):
+    "What has become known of a source, for whoever asks."
     def wait(self,
         message: str, # why no frames come
     ):
@@ -390,11 +407,8 @@ class _Moments:
 # %% ../nbs/04c_live.ipynb #6c1154d0
 _feeds = itertools.count() # so that no two have the same name: the model remembers frames by it
 
-class LiveFeed(_Moments):
-    """Frames in, moments out, for sources that call by themselves; `follow_live` feeds one for those that are read.
-
-    An engine's answers come in its own thread. Frames of which nobody takes moments do no harm: the oldest are let go.
-    Raises `BadInput` when made with a lag or a stride that cannot be."""
+class _Asked(_Moments):
+    "A source with its clock, its windows and its timeline."
     def __init__(self,
         engine: Engine,
         name: str = 'live',        # of the source
@@ -414,6 +428,35 @@ class LiveFeed(_Moments):
         self._pending = False # is the model at work?
         self._ending = False
 
+# %% ../nbs/04c_live.ipynb #edc4bc9d
+class _Feed(_Asked):
+    "Which windows the engine is asked about, and what is learnt of its answers."
+    def _ask(self, example: Example, due: float):
+        "Hand a window to the engine."
+        try: future = self._engine.ask([example], self._ticket)[0]
+        except VLMTemporalError as e:
+            future = Future()
+            future.set_exception(e)
+        future.add_done_callback(lambda f: self._take(example, due, f))
+
+    def _take(self, example: Example, due: float, future: 'Future[Prediction]'):
+        "The engine has answered."
+        with self._changed:
+            self._pending = False
+            try: self._learn(example, due, future.result())
+            except (Busy, CancelledError): self._asking.dropped += 1
+            except BaseException as e: self._error = e
+            self._changed.notify_all()
+
+    def _learn(self, example: Example, due: float, found: Prediction):
+        p = np.array([found.probabilities[n] for n in self._engine.taxonomy.names])
+        self.timeline.add(example.start, p, example.n_frames/example.fps)
+        self._answered, self._next = self._answered + 1, found.next_probabilities
+        self._tell('live', self._clock.now() - due)
+
+# %% ../nbs/04c_live.ipynb #3c81f98a
+class _Fed(_Feed):
+    "A feed that takes frames."
     def put(self,
         time: float,        # seconds since the source began, later than before; else the frame is passed over
         frame: np.ndarray,  # uint8 RGB (H, W, 3)
@@ -439,29 +482,12 @@ class LiveFeed(_Moments):
             self._pending |= found is not None
         if found: self._ask(*found)
 
-    def _ask(self, example: Example, due: float):
-        "Hand a window to the engine."
-        try: future = self._engine.ask([example], self._ticket)[0]
-        except VLMTemporalError as e:
-            future = Future()
-            future.set_exception(e)
-        future.add_done_callback(lambda f: self._take(example, due, f))
+# %% ../nbs/04c_live.ipynb #bb6fd9ed
+class LiveFeed(_Fed):
+    """Frames in, moments out, for sources that call by themselves; `follow_live` feeds one for those that are read.
 
-    def _take(self, example: Example, due: float, future: 'Future[Prediction]'):
-        "The engine has answered."
-        with self._changed:
-            self._pending = False
-            try: self._learn(example, due, future.result())
-            except (Busy, CancelledError): self._asking.dropped += 1
-            except BaseException as e: self._error = e
-            self._changed.notify_all()
-
-    def _learn(self, example: Example, due: float, found: Prediction):
-        p = np.array([found.probabilities[n] for n in self._engine.taxonomy.names])
-        self.timeline.add(example.start, p, example.n_frames/example.fps)
-        self._answered, self._next = self._answered + 1, found.next_probabilities
-        self._tell('live', self._clock.now() - due)
-
+    An engine's answers come in its own thread. Frames of which nobody takes moments do no harm: the oldest are let go.
+    Raises `BadInput` when made with a lag or a stride that cannot be."""
     def end(self,
         patience: float = 30., # seconds to wait for the model
     ):
@@ -593,7 +619,7 @@ class _Times:
 # %% ../nbs/04c_live.ipynb #d88a24b1
 PATIENCE = 10. # seconds that a source may take to open, and to send something
 
-class _Reader:
+class _Opened:
     "An open camera or address."
     def __init__(self, source: LiveSource, width: int | None, clock: Clock):
         self.source, self.width, self.clock = source, width, clock
@@ -616,6 +642,10 @@ class _Reader:
             packet = next(packets, None)
             if packet is None: return
             yield packet, time.perf_counter() - began > .002
+
+# %% ../nbs/04c_live.ipynb #e01789de
+class _Reader(_Opened):
+    "Reads an open camera or address."
     def frames(self, times: _Times, pace: _Pace) -> Frames:
         "Upright pictures as they come."
         skips = False
@@ -656,6 +686,7 @@ def _reason(error: BaseException | None) -> str:
     if isinstance(error, BadInput): return error.what
     return str(getattr(error, 'strerror', None) or type(error).__name__)
 
+# %% ../nbs/04c_live.ipynb #0f3d373a
 def _frames_of_source(
     source: LiveSource,
     spec: FrameSpec,
@@ -692,6 +723,7 @@ def _frames_of(source: Video | LiveSource, spec: FrameSpec, clock: Clock, stop: 
     if isinstance(source, Video): return _frames_of_video(source, spec, clock, stop)
     return _frames_of_source(source, spec, clock, stop, tell, patient)
 
+# %% ../nbs/04c_live.ipynb #d144e3eb
 def follow_live(
     engine: Engine,
     source: Video | LiveSource | str | Path, # a text is the path of a file, never an address: see `operator_source`
@@ -726,6 +758,7 @@ def follow_live(
         stop.set()
         thread.join(1)
 
+# %% ../nbs/04c_live.ipynb #d7dfbba6
 def _pump(feed: LiveFeed, frames: Frames, seconds: float | None):
     "Read a source to its end, or so many seconds of it."
     try:

@@ -164,7 +164,7 @@ def plot_reliability(r: Reliability, title: str = '') -> Picture:
     ax.plot(r.confidence[full], r.accuracy[full], 'o', color='k', ms=3)
     for x, y, count in zip(r.confidence[full], r.accuracy[full], r.count[full]):
         ax.text(x, y + .02, str(count), ha='center', fontsize=6)
-    ax.set(xlim=(0, 1), ylim=(0, 1.08), xlabel='confidence', ylabel='accuracy')
+    ax.set(xlim=(0, 1.03), ylim=(0, 1.08), xlabel='confidence', ylabel='accuracy')
     ax.set_title(f'{title} ECE {r.ece:.3f}'.strip(), fontsize=9)
     return Picture(fig)
 

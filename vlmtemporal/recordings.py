@@ -26,7 +26,7 @@ from .openpack import default_protocol, get_split as openpack_split
 from .openpack import session_of as openpack_session_of, sessions as openpack_sessions
 from .operations import (BUILT_IN, Operation, Segment, Taxonomy, YamlSource, check_keys, get_taxonomy,
                                     name_key, read_yaml)
-from .remote_files import address, at_hand, place_of, plain, url_of
+from .remote_files import above, address, at_hand, inside, place_of, plain, url_of
 from .sessions import (BEYOND, OVERLAPS, SPLIT_NAMES, Resolved, Session, by_turns, check_rule, check_split,
                                   fitted, lacking_labels, resolve, shared_people_warning)
 from .sources import VideoInfo
@@ -163,8 +163,8 @@ def _split(d: Any, recordings: Sequence[Recording], source: YamlSource) -> dict[
 FILE = 'recordings.yaml'
 
 @dataclass(frozen=True)
-class Project:
-    "Recordings of anybody: what `recordings.yaml` says."
+class _Stated:
+    "What a `recordings.yaml` says."
     path: Path                  # of the file
     taxonomy: Taxonomy
     recordings: tuple[Recording, ...]
@@ -179,6 +179,15 @@ class Project:
         "Does the split name people? Else it names recordings, and every recording counts as a subject of its own."
         people = {r.subject for r in self.recordings}
         return all(people) and all(name in people for side in self.split.values() for name in side)
+    def people(self, sides: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+        "Who is on each side of a split, as far as it is known."
+        who = {r.id: r.subject for r in self.recordings}
+        return {side: [s if self.by_person else who[s] for s in some if self.by_person or who.get(s)]
+                for side, some in sides.items()}
+
+# %% ../nbs/01h_recordings.ipynb #1ce08ada
+class Project(_Stated):
+    "Recordings of anybody: what `recordings.yaml` says."
     @classmethod
     def load(cls, path: str | Path) -> 'Project':
         "Read a recordings.yaml, the one in a folder, or at a URL. Raises `BadInput`, with the line, for what is none."
@@ -195,11 +204,6 @@ class Project:
         found = _sessions(self, subjects)
         for s in (s for s in found if fetch and s.source): at_hand(s.source or '')
         return found
-    def people(self, sides: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-        "Who is on each side of a split, as far as it is known."
-        who = {r.id: r.subject for r in self.recordings}
-        return {side: [s if self.by_person else who[s] for s in some if self.by_person or who.get(s)]
-                for side, some in sides.items()}
 
 # %% ../nbs/01h_recordings.ipynb #67280fb9
 def _check_ids(recordings: Sequence[Recording], by_person: bool, source: YamlSource):
@@ -258,13 +262,14 @@ def propose_split(
 # %% ../nbs/01h_recordings.ipynb #f0975852
 def _place_of_project(url: str) -> Path:
     "Where the recordings.yaml of a URL, or of a folder at a URL, is kept."
-    return place_of(url if url.endswith(('.yaml', '.yml')) else f'{url}/{FILE}')
+    return place_of(url if url.partition('?')[0].endswith(('.yaml', '.yml')) else inside(url, FILE))
 
 def _url_of_name(folder: Path, name: str) -> str | None:
     "The URL that a name of a recordings.yaml is, by itself or because the file lies at one; None for a file here."
     base = url_of(folder/'_')
-    return address(name) or (base[:-1] + name if base else None)
+    return address(name) or (inside(above(base), name) if base else None)
 
+# %% ../nbs/01h_recordings.ipynb #4ff93abc
 def _found(folder: Path, name: str) -> Path | None:
     "The file of that name, whichever way Unicode's letters are written; None when there is none. URLs are not asked."
     url = _url_of_name(folder, name)
@@ -413,6 +418,7 @@ def _rounded(segments: Iterable[Segment]) -> tuple[Segment, ...]:
     found = (Segment(s.operation, round(s.start, 3), round(s.end, 3)) for s in segments)
     return tuple(s for s in found if s.end > s.start)
 
+# %% ../nbs/01h_recordings.ipynb #8f4f738f
 def _sessions(project: Project, subjects: Sequence[str]) -> list[Session]:
     "The sessions of a project, sorted. Raises `BadInput` for a subject that is not there."
     there = sorted({r.subject if project.by_person else r.id for r in project.recordings})
@@ -436,6 +442,7 @@ def folder_of(root: str | Path) -> Path:
     if url: return _place_of_project(url).parent
     return Path(root).parent if Path(root).is_file() else Path(root)
 
+# %% ../nbs/01h_recordings.ipynb #3e6f17b2
 def sessions(
     root: str | Path,                        # a project, or a folder with subjects in OpenPack's layout
     subjects: Sequence[str] | None = None,   # only these
@@ -460,6 +467,7 @@ def protocol_of(
     "The protocol that is meant: a project's own split, or OpenPack's `default_protocol`, where none is named."
     return protocol or ('recordings' if project_of(root) else default_protocol(list(subjects)))
 
+# %% ../nbs/01h_recordings.ipynb #83613fc8
 def _shared_video(project: Project, split: Mapping[str, Sequence[str]]) -> str:
     "A sentence about a video that is on two sides; empty when there is none."
     side_of = {name: side for side, names in split.items() for name in names}
@@ -470,6 +478,7 @@ def _shared_video(project: Project, split: Mapping[str, Sequence[str]]) -> str:
         if first != side: return f'{r.where}: the video {r.video} is in {first} and {side}, known when tested'
     return ''
 
+# %% ../nbs/01h_recordings.ipynb #06b992ba
 def get_split(
     root: str | Path,
     protocol: str,           # 'recordings', 'leave-out:WHO', 'fold:I/K'; for OpenPack 'specification' and 'rgb', too
@@ -522,6 +531,7 @@ def _frame_folder(picture: Path, root: Path) -> Path:
     while folder.parent != root and re.fullmatch(r'\d{1,4}', folder.name): folder = folder.parent
     return folder
 
+# %% ../nbs/01h_recordings.ipynb #510832d7
 def _videos(folder: Path, files: Sequence[Path]) -> list[Path]:
     "Video files and folders of frames."
     pictures = [p for p in files if p.suffix.lower() in ('.jpg', '.jpeg', '.png') and parse_stamp(p.stem) is not None]
@@ -569,6 +579,7 @@ def _nearest(found: Sequence[Path], beside: Path, called: str = '') -> Path | No
     here = [p for p in found if p.parent == beside.parent]
     return here[0] if len(here) == 1 else None
 
+# %% ../nbs/01h_recordings.ipynb #490ba6bc
 def _video_of(
     labels: LabelFile, called: str, videos: Sequence[Path],
     single: bool, # is the file about one recording?
@@ -768,6 +779,7 @@ def _ids(matches: Sequence[_Match], people: Sequence[str]) -> list[str]:
         out.append(f'{name}_{seen[who, name]}' if seen[who, name] > 1 else name)
     return out
 
+# %% ../nbs/01h_recordings.ipynb #4c3e84b8
 def _entries(matches: Sequence[_Match], people: Sequence[str], folder: Path, fps: float | None) -> list[Recording]:
     "The recordings as the file will list them."
     units = people if all(people) and len(set(people)) >= 3 else ['']*len(matches)

@@ -256,14 +256,26 @@ _READING = ('{clips} clips. A number without its interval rests on fewer than fi
 _INNER = ('The {clips} clips with an inner boundary. Where the truth fills a clip, the whole clip is a perfect answer '
           'to "when"; only these show who sees a moment. The boundary error is the median distance in frames.')
 
+_ALL_INNER = ('All of them have an inner boundary, which shows who sees a moment. The boundary error is the median '
+              'distance in frames.')
+
+def _inner_blocks(comparison: MethodComparison, first: Table) -> list[Block]:
+    "The clips with an inner boundary; where these are all clips, without the columns that the first table has."
+    inner, plain = comparison.blocks['inner boundary'], [c for c in comparison.clips if c.kind != 'anticipation']
+    table = score_table(comparison, 'inner boundary')
+    if not inner: return []
+    if len(inner) < len(plain): return [Text(_INNER.format(clips=len(inner))), table]
+    new = [i for i, name in enumerate(table.head) if not i or name not in first.head]
+    rows = [[row[i] for i in new] for row in table.rows]
+    return [Text(_ALL_INNER), Table([table.head[i] for i in new], rows, table.note)]
+
+# %% ../nbs/03f_report.ipynb #821b71a8
 def _methods_section(comparison: MethodComparison) -> Section:
     ahead = sum(c.kind == 'anticipation' for c in comparison.clips)
-    inner = len(comparison.blocks['inner boundary'])
     figure = Figure(plot_methods(comparison), 'every method: operations, what comes next, spans and boundaries',
                     plot_methods(comparison, width=4.4))
-    blocks: list[Block] = [figure, score_table(comparison)]
-    if inner: blocks += [Text(_INNER.format(clips=inner)), score_table(comparison, 'inner boundary')]
-    return Section('Every method, and what a guess scores', blocks,
+    table = score_table(comparison)
+    return Section('Every method, and what a guess scores', [figure, table, *_inner_blocks(comparison, table)],
                    _READING.format(clips=len(comparison.clips) - ahead), folded=True)
 
 # %% ../nbs/03f_report.ipynb #629610a2

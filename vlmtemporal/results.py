@@ -144,9 +144,10 @@ def clip_length(clips: Sequence[Clip]) -> int: # frames
 _PAIRS = 'bigram'       # how names of methods begin that know what usually follows
 _GRAMMAR = ' + grammar' # and how those end that were decided again
 
+# %% ../nbs/03e_results.ipynb #d584bc7d
 @dataclass(frozen=True)
-class MethodComparison:
-    "Methods on the same clips."
+class _Answered:
+    "Methods on the same clips, and their scores."
     taxonomy: Taxonomy
     clips: list[Clip]
     methods: list[MethodPredictions] # the base first, then adapters, then baselines
@@ -173,6 +174,15 @@ class MethodComparison:
         return score_clips([m.answers[i] for i in at], [c.answer for c in clips], self.taxonomy,
                            [c.kind for c in clips], probabilities if any(probabilities) else None,
                            clip_length(self.clips))
+    def confusion(self, m: MethodPredictions) -> np.ndarray:
+        "As `metrics.confusion`, over the clips that are not for AA@1 strict alone."
+        at = np.flatnonzero(~self._ahead)
+        return confusion([m.answers[i] for i in at], [self.clips[i].answer for i in at], self.taxonomy)
+
+# %% ../nbs/03e_results.ipynb #aee2b6c3
+@dataclass(frozen=True)
+class MethodComparison(_Answered):
+    "Methods on the same clips."
     @cached_property
     def reports(self) -> dict[str, dict]:
         "method -> block -> metric -> value, low, high, groups, clips."
@@ -196,10 +206,6 @@ class MethodComparison:
     def findings(self) -> Findings | None:
         "The numbers that are read first; None where there is no guess to compare a model with."
         return _findings(self) if self.models and self.guesses else None
-    def confusion(self, m: MethodPredictions) -> np.ndarray:
-        "As `metrics.confusion`, over the clips that are not for AA@1 strict alone."
-        at = np.flatnonzero(~self._ahead)
-        return confusion([m.answers[i] for i in at], [self.clips[i].answer for i in at], self.taxonomy)
 
 # %% ../nbs/03e_results.ipynb #7c6033fe
 def paired_difference(comparison: MethodComparison, method: MethodPredictions, base: MethodPredictions) -> dict:
@@ -374,8 +380,8 @@ def score_timelines(
 
 # %% ../nbs/03e_results.ipynb #df755382
 @dataclass(frozen=True, repr=False)
-class SessionPredictions:
-    "Whole sessions, and each model's answers about their windows. Shows itself as a table."
+class _Windowed:
+    "Whole sessions, and each model's answers about their windows."
     sessions: list[Session]                     # with the truth
     windows: dict[str, list[WindowPredictions]] # model -> of each session
     priors: dict[str, TimelinePrior]            # model -> its prior; none: its windows are taken as they stand
@@ -396,6 +402,11 @@ class SessionPredictions:
     def ranges_over(self) -> str:
         "What intervals say something of, as a sentence."
         return ranges_over(*self.grouping, len({person_of(s.key) for s in self.sessions}))
+
+# %% ../nbs/03e_results.ipynb #3f7a5f3c
+@dataclass(frozen=True, repr=False)
+class SessionPredictions(_Windowed):
+    "Whole sessions, and each model's answers about their windows. Shows itself as a table."
     @cached_property
     def reports(self) -> dict[str, dict]:
         "timeline -> metric -> value, low, high, groups."
@@ -444,9 +455,8 @@ def evidence_hash(
 
 # %% ../nbs/03e_results.ipynb #45198ba1
 @dataclass(frozen=True, repr=False)
-class Result:
-    """An evaluation: models on the same clips. Shows itself as tables.
-    Raises `BadInput` when it has no provenance, or when a model was asked about other clips."""
+class _Evaluation:
+    "Models on the same clips, as they were observed."
     taxonomy: Taxonomy
     clips: list[Clip]                # with their truths
     train: list[Answer]              # truths of the training split
@@ -477,6 +487,12 @@ class Result:
     def notes(self) -> list[str]:
         "What a reader must know of how the model was asked; sentences."
         return [str(note) for note in self.provenance.model.get('notes', ())]
+
+# %% ../nbs/03e_results.ipynb #0ddcc255
+@dataclass(frozen=True, repr=False)
+class Result(_Evaluation):
+    """An evaluation: models on the same clips. Shows itself as tables.
+    Raises `BadInput` when it has no provenance, or when a model was asked about other clips."""
     @property
     def about(self) -> str:
         "How many clips of whom, as `results.json` has it, and whether they were changed."
@@ -496,7 +512,7 @@ class Result:
     def _repr_markdown_(self) -> str: return _result_markdown(self)
 
 # %% ../nbs/03e_results.ipynb #19d987a3
-def _compare(r: Result) -> MethodComparison:
+def _compare(r: _Evaluation) -> MethodComparison:
     "Models, with and without grammar, and baselines."
     seed, true = r.provenance.seed, [c.answer for c in r.clips]
     found = baselines(r.train, true, r.taxonomy, seed, {m.name: m.answers for m in r.models},
@@ -506,7 +522,7 @@ def _compare(r: Result) -> MethodComparison:
     return MethodComparison(r.taxonomy, r.clips, methods, groups, seed, unit)
 
 # %% ../nbs/03e_results.ipynb #4a963d75
-def _check_clips(r: Result) -> None:
+def _check_clips(r: _Evaluation) -> None:
     "Refuse a result whose parts are not about the same clips."
     if not isinstance(r.provenance, Provenance):
         raise BadInput('a result without its provenance is not written', 'provenance', 'evaluate again')

@@ -489,8 +489,8 @@ def _units(root: Path) -> list[tuple[Path, Path]]: # root, unit
 
 # %% ../nbs/00k_runtime.ipynb #f6e4c42d
 @dataclass(frozen=True)
-class Runtime:
-    "The machine that this program runs on."
+class _Machine:
+    "A machine, and for how long."
     kind: str                 # 'kaggle', 'colab', 'lightning', 'local'
     batch: bool               # a committed run (Save Version, kernels push): nobody looks on
     inputs: tuple[Path, ...]  # folders in which attached things lie
@@ -506,6 +506,10 @@ class Runtime:
     def internet(self, seconds: float = 3.) -> bool:
         "Can a package or a model be downloaded?"
         return _reaches(seconds)
+
+# %% ../nbs/00k_runtime.ipynb #8fa3f6ac
+class Runtime(_Machine):
+    "The machine that this program runs on."
     def found(self, kind: str) -> list[Found]:
         "What is attached of that kind, by its content; copies once, the best place of each."
         _check_kind(kind)

@@ -111,6 +111,7 @@ def _bound(settings: ServerSettings) -> socket.socket:
         raise BadInput(why, f'{settings.host}:{settings.port}', 'choose another --port or --host') from None
     return taken
 
+# %% ../nbs/04_serve.ipynb #8cebf050
 def serve(
     model: str | Path = 'tiny',
     adapter: str | Path | None = None, # a folder; 'none'; the model's own when absent, which only `tiny` has

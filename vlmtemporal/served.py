@@ -123,8 +123,8 @@ def _client(url: str, key: str | None, timeout: float) -> Any:
                            follow_redirects=False, trust_env=not own)
 
 # %% ../nbs/03m_served.ipynb #211131b5
-class _Door:
-    "One request at a time to a server."
+class _Line:
+    "A connection to a server, and its key, which nobody is shown."
     def __init__(self, url: str, timeout: float):
         self.url, self.timeout, self._key = url, timeout, api_key(url)
         self._http, self._heard = _client(url, self._key, timeout), False # whether it has ever answered
@@ -134,6 +134,15 @@ class _Door:
     def hidden(self, text: str) -> str:
         "A text of the server's without the key."
         return text.replace(self._key, '***') if self._key else text
+    def _broken(self, error: Exception, why: str) -> Exception:
+        "What to raise for a connection that broke, or that never was."
+        if self._heard or not type(error).__name__.startswith('Connect'): return _Passing(why)
+        return BadInput(f'no server answers there ({self.plain(error) or type(error).__name__})', self.url,
+                        'start it, or mend the address')
+
+# %% ../nbs/03m_served.ipynb #1ac08236
+class _Door(_Line):
+    "One request at a time to a server."
     def once(self, path: str, body: dict | None = None) -> Any:
         "The JSON that is answered. Raises `_Passing`, `Refused` or `BadInput`."
         httpx, until = _httpx(), time.monotonic() + self.timeout
@@ -145,11 +154,6 @@ class _Door:
             raise self._broken(e, f'the connection broke, {type(e).__name__}') from None
         self._heard = True
         return self._value(answer, data)
-    def _broken(self, error: Exception, why: str) -> Exception:
-        "What to raise for a connection that broke, or that never was."
-        if self._heard or not type(error).__name__.startswith('Connect'): return _Passing(why)
-        return BadInput(f'no server answers there ({self.plain(error) or type(error).__name__})', self.url,
-                        'start it, or mend the address')
     def _read(self, answer: Any, until: float) -> bytes:
         "The body, as far as it may be long and may take."
         if answer.headers.get('content-encoding', 'identity') != 'identity': raise _Passing('a compressed answer')
@@ -170,9 +174,8 @@ class _Door:
         except (ValueError, RecursionError): raise _Passing(f'no JSON but {said}') from None
 
 # %% ../nbs/03m_served.ipynb #a98a2562
-class Endpoint(_Door):
-    """A server, asked again where that may help.
-    Raises `BadInput` when there is none, `Refused` for what it does not take, `VLMTemporalError` when patience ends."""
+class _Patient(_Door):
+    "A server that is asked again where that may help."
     def __init__(self,
         url: str,
         timeout: float = 120., # seconds for one answer
@@ -202,6 +205,11 @@ class Endpoint(_Door):
             raise VLMTemporalError(f'{self.url}: {why}, asks to wait {why.wait:.0f} s; run the same again then: '
                                    'what was answered is kept')
         else: self._until = max(self._until, time.monotonic() + why.wait)
+
+# %% ../nbs/03m_served.ipynb #d4df2b79
+class Endpoint(_Patient):
+    """A server, asked again where that may help.
+    Raises `BadInput` when there is none, `Refused` for what it does not take, `VLMTemporalError` when patience ends."""
     def chat(self, body: dict) -> dict:
         "An answer, as `_choice` reads it."
         return self.call('/chat/completions', body, lambda value: _choice(value, self))
@@ -268,9 +276,8 @@ def _choice(value: Any, door: _Door) -> dict:
         raise _Passing(f'no answer but {door.plain(said or value)}') from None
 
 # %% ../nbs/03m_served.ipynb #52988fac
-class Answers:
-    """Answers by request, in a file of JSON lines or, without one, in memory.
-    Raises `BadInput` when another run writes it or it is something else, `CannotWrite` when the disk is full."""
+class _File:
+    "Answers in a file of JSON lines."
     def __init__(self, path: str | Path | None = None):
         self.path, self._file = Path(path) if path else None, -1
         self._known, self._lock = dict[str, dict](), threading.Lock()
@@ -291,6 +298,11 @@ class Answers:
                 raise BadInput('is no answer', f'{path}, line {i}', 'remove the file')
             self._known[value['request']] = value
         if rest: os.truncate(self._file, sum(len(line) + 1 for line in lines))
+
+# %% ../nbs/03m_served.ipynb #43aaf753
+class Answers(_File):
+    """Answers by request, in a file of JSON lines or, without one, in memory.
+    Raises `BadInput` when another run writes it or it is something else, `CannotWrite` when the disk is full."""
     def __len__(self) -> int: return len(self._known)
     def get(self, request: str) -> dict | None:
         "The answer to a request; None where it was not asked."
@@ -319,8 +331,8 @@ def _without(body: dict, unknown: set[str]) -> dict:
     return {name: value for name, value in body.items() if name not in unknown} | renamed
 
 # %% ../nbs/03m_served.ipynb #243cbee9
-class _Asking:
-    "A model of a server."
+class _Requests:
+    "What a server is asked, and what it has answered."
     def __init__(self, endpoint: Endpoint, model: str, answers: Answers, settings: dict):
         self.endpoint, self.model, self.answers, self.settings = endpoint, model, answers, settings
         self.unknown: set[str] = set() # settings that the server does not take
@@ -351,6 +363,10 @@ class _Asking:
                 odd = next((n for n in _OTHER_NAMES if n not in self.unknown and re.search(rf'\b{n}\b', e.said)), None)
                 if e.status not in (400, 422) or odd is None: raise
                 self.unknown.add(odd)
+
+# %% ../nbs/03m_served.ipynb #26ee9bf1
+class _Asking(_Requests):
+    "A model of a server."
     @cached_property
     def mode(self) -> str:
         "How far the server can be held to an answer. Raises `BadInput` when it does not answer at all."
@@ -393,8 +409,8 @@ def vote(
     return {n: VOTE if n == name else rest for n in taxonomy.names}
 
 # %% ../nbs/03m_served.ipynb #0c9e0930
-class _Served:
-    "A model of a server that is asked about clips."
+class _Named:
+    "A model of a server, and how it is asked."
     adapter: Any = None # it has none of this machine's
     def __init__(self,
         address: str,                     # openai:http://HOST/v1#NAME; the only one there is without #NAME
@@ -422,6 +438,10 @@ class _Served:
     def decoder(self) -> str:
         "How answers come about."
         return f'served, {self.asking.mode}'
+
+# %% ../nbs/03m_served.ipynb #7d797f56
+class _Served(_Named):
+    "A model of a server that is asked about clips."
     def request(self, example: Example, taxonomy: Taxonomy) -> dict:
         "What the server is sent about a clip."
         chat = messages(example.indices, taxonomy, example.n_frames, example.fps)

@@ -24,8 +24,8 @@ from .basics import BadInput, file_hash, json_hash, progress, read_json, write_j
 from .clips import Answer, Clip, kind_of, stored_rate
 from .frames import FPS, FrameSpec, cut_frames
 from .operations import Grammar, Taxonomy
-from .remote_files import (NotThere, address, at_hand, inside, place_of, plain, read_bytes, room, size_of,
-                                      told, url_of, written)
+from .remote_files import (NotThere, above, address, at_hand, inside, place_of, plain, read_bytes, room,
+                                      size_of, told, url_of, written)
 from .sessions import SPLIT_NAMES
 from .video import Video
 
@@ -129,6 +129,7 @@ def _fill(
             item = next(examples, None)
     return rows, item
 
+# %% ../nbs/01n_shards.ipynb #1fdc7bcd
 def _write_shard(
     path: Path, item: tuple | None, examples: Iterator[tuple], max_bytes: float,
 ) -> tuple[dict, tuple | None]:
@@ -138,6 +139,7 @@ def _write_shard(
         shard = dict(name=path.name, examples=len(rows), bytes=tmp.stat().st_size, sha256=file_hash(tmp), contents=rows)
     return shard, item
 
+# %% ../nbs/01n_shards.ipynb #0ed0532c
 def write_shard(
     path: Path,                                       # here, or a URL
     examples: Iterable[tuple[str, dict[str, bytes]]], # all that it shall hold, at least one
@@ -168,6 +170,7 @@ def write_shards(
     write_index(out, index)
     return index
 
+# %% ../nbs/01n_shards.ipynb #5d492be7
 def finished_index(
     about: dict,        # as `write_shards` takes it
     shards: list[dict], # as `write_shard` tells of each
@@ -293,8 +296,8 @@ class _Folder:
         with open(self.at_hand(path), 'rb') as f: return os.pread(f.fileno(), end - begin, begin)
 
 # %% ../nbs/01n_shards.ipynb #04c55f7d
-class _Reader(_Folder):
-    "Reads the examples of a folder of shards: `len(reader)`, `reader[i]`, `for e in reader`."
+class _Members(_Folder):
+    "The files of each example."
     @cached_property
     def _places(self) -> list[tuple[str, Path, list[Member]]]:
         "For each example its key, its shard and its members."
@@ -321,6 +324,10 @@ class _Reader(_Folder):
     def meta(self, i: int) -> dict:
         "What is known of one example, without its pictures: the `json` member."
         return json.loads(self._read(i, slice(-1, None))['json'])
+
+# %% ../nbs/01n_shards.ipynb #a954abce
+class _Reader(_Members):
+    "Reads the examples of a folder of shards: `len(reader)`, `reader[i]`, `for e in reader`."
     def __getitem__(self, i: int) -> Example: return decode(self._places[i][0], self.members(i))
     def __iter__(self) -> Iterator[Example]:
         ahead: deque[Future] = deque()
@@ -424,7 +431,7 @@ def has_split(
     "Is this split below it?"
     url = address(path)
     if not url: return (plain(path)/split).is_dir()
-    try: return _mirror(f'{url}/{split}').is_dir()
+    try: return _mirror(inside(url, split)).is_dir()
     except NotThere: return False
 
 def beside(
@@ -434,9 +441,9 @@ def beside(
     "The folder of another split of the same data set, whether or not it is there."
     url = url_of(shards.path/'index.json')
     if not url: return shards.path.resolve().parent/split
-    place = f"{url.rsplit('/', 2)[0]}/{split}"
+    place = inside(above(url, 2), split)
     try: return _mirror(place)
-    except NotThere: return place_of(f'{place}/index.json').parent
+    except NotThere: return place_of(inside(place, 'index.json')).parent
 
 # %% ../nbs/01n_shards.ipynb #83f09549
 _NOTE = 'sessions.json'

@@ -47,6 +47,7 @@ def step_of(
     usual = _usual_steps(times)
     return float(usual[usual > 0].mean()) if len(usual) else 1/25
 
+# %% ../nbs/00c_sources.ipynb #335717f0
 def describe(
     path: str | Path,
     times: np.ndarray,           # float64 (n,), seconds, sorted
@@ -210,22 +211,9 @@ class _Source:
 # %% ../nbs/00c_sources.ipynb #e7d126ba
 _BLOCK_BYTES = 2**23
 
-class Video(_Source):
-    """A source of frames. `times` are the frames' seconds on a player's clock, `(n,)` float64, sorted: the first
-    picture is at 0 unless sound begins before it."""
+class _Passes(_Source):
+    "All frames of a source, in order, once."
     limit = 60. # seconds that one call of the decoder may take
-
-    def read(self,
-        indices: Iterable[int],              # which frames, `(n,)`, in any order
-        size: tuple[int, int] | None = None, # (width, height) to scale to; as recorded when absent
-        enough: int | None = None,           # a width that will do: pictures may come smaller, but no narrower
-    ) -> np.ndarray:                         # uint8 RGB (n, H, W, 3)
-        "These frames, in the order asked for. Raises `BadInput` when one cannot be decoded or the decoder hangs."
-        asked = [int(i) for i in indices]
-        absent = [i for i in asked if not 0 <= i < len(self)]
-        if absent: raise IndexError(f'{self.info.path} has frames 0 to {len(self) - 1}, not {absent[0]}')
-        if not asked: return np.empty((0, *(size or (self.info.width, self.info.height))[::-1], 3), np.uint8)
-        return within(self.limit, self.info.path, self._read, asked, size, enough)
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]: # (index of its first, uint8 RGB (n, H, W, 3))
         "All frames in order, once, decoded ahead of their user. Raises `BadInput` as `read` does."
@@ -247,6 +235,22 @@ class Video(_Source):
                 heartbeat.beat()
                 yield i, block[0]
         return _ahead(work(frames()), self.limit, self.info.path, _depth(), heartbeat)
+
+# %% ../nbs/00c_sources.ipynb #a65e4d58
+class Video(_Passes):
+    """A source of frames. `times` are the frames' seconds on a player's clock, `(n,)` float64, sorted: the first
+    picture is at 0 unless sound begins before it."""
+    def read(self,
+        indices: Iterable[int],              # which frames, `(n,)`, in any order
+        size: tuple[int, int] | None = None, # (width, height) to scale to; as recorded when absent
+        enough: int | None = None,           # a width that will do: pictures may come smaller, but no narrower
+    ) -> np.ndarray:                         # uint8 RGB (n, H, W, 3)
+        "These frames, in the order asked for. Raises `BadInput` when one cannot be decoded or the decoder hangs."
+        asked = [int(i) for i in indices]
+        absent = [i for i in asked if not 0 <= i < len(self)]
+        if absent: raise IndexError(f'{self.info.path} has frames 0 to {len(self) - 1}, not {absent[0]}')
+        if not asked: return np.empty((0, *(size or (self.info.width, self.info.height))[::-1], 3), np.uint8)
+        return within(self.limit, self.info.path, self._read, asked, size, enough)
 
 # %% ../nbs/00c_sources.ipynb #8d48030f
 def _depth() -> int:

@@ -115,6 +115,7 @@ def estimate(
     if still: _settle(found, _halves_error(statistic, units, still, shares), shares)
     return found.get(None, found)
 
+# %% ../nbs/00b_statistics.ipynb #5bfd3b5c
 def _settle(found: dict, errors: dict, shares: Collection) -> None:
     "Give intervals to numbers that did not move when one group was missing."
     for name, error in errors.items():

@@ -215,9 +215,10 @@ class _Starts:
         return start, best
 
 # %% ../nbs/03b_timeline.ipynb #6d309661
-class _Beginnings:
-    "What every beginning of a segment is worth, by class and row, and the best of them for a segment that ends now."
+class _Worth:
+    "What every beginning of a segment is worth, by class and row."
     every = 256 # rows after which hopeless starts are sorted out
+
     def __init__(self, grammar: Grammar, rows: int, longest: float | None = None):
         self.grammar, self.prior, self.n = grammar, grammar.prior, 0
         self._emitted = np.zeros(len(self.prior)) # (C,) emissions summed up to now
@@ -242,6 +243,9 @@ class _Beginnings:
         if at == room: self._begin = np.concatenate([self._begin, np.empty((classes, max(room, self.every)))], 1)
         self._begin[:, at] = begin
 
+# %% ../nbs/03b_timeline.ipynb #d98df7a0
+class _Beginnings(_Worth):
+    "What every beginning of a segment is worth, and the best of them for a segment that ends now."
     def _best_ends(self, inner: str, first: str) -> tuple[np.ndarray, np.ndarray]: # (C,) each
         "Each class's best start of a segment that ends now, and its score; one that begins the recording is `first`."
         table, n, cut = self._last_first[inner], self.n, self._cut
@@ -269,8 +273,8 @@ class _Beginnings:
 # %% ../nbs/03b_timeline.ipynb #eb3a21b0
 EMISSION_SCALE = 1.5 # of the emissions, per second
 
-class HSMM(_Beginnings):
-    "The best segmentation of the rows pushed so far: explicit-duration Viterbi, without a longest duration."
+class _Forward(_Beginnings):
+    "Rows, one after another: which segment ends best with each of them."
     def __init__(self,
         grammar: Grammar,
         emission_scale: float = EMISSION_SCALE, # a of the formula, per second: a row counts `emission_scale*STEP`
@@ -304,6 +308,9 @@ class HSMM(_Beginnings):
         self._previous.append(following.argmax(0))
         self._put(following.max(0) - self._emitted)
 
+# %% ../nbs/03b_timeline.ipynb #6bd27ba8
+class HSMM(_Forward):
+    "The best segmentation of the rows pushed so far: explicit-duration Viterbi, without a longest duration."
     def best(self,
         since: int = 0, # row; what ended before it is left out
     ) -> tuple[float, list[Run]]: # score, and the segments
@@ -536,7 +543,7 @@ class TimelinePrior:
 
 # %% ../nbs/03b_timeline.ipynb #c8cb0fe2
 @dataclass(frozen=True)
-class WindowPredictions:
+class _Windows:
     "What a model says about the sliding windows of a video."
     taxonomy: Taxonomy
     duration: float           # seconds
@@ -559,6 +566,10 @@ class WindowPredictions:
         "Class probabilities of each moment."
         return emissions(self.starts, self.probabilities, self.duration, em_iterations, self.window_seconds)
 
+# %% ../nbs/03b_timeline.ipynb #d597bf36
+@dataclass(frozen=True)
+class WindowPredictions(_Windows):
+    "What a model says about the sliding windows of a video."
     def to_dict(self) -> dict:
         "JSON's shape, the taxonomy left out, and the windows' length where it is the usual one."
         length = {} if self.window_seconds == CLIP_SECONDS else dict(window_seconds=self.window_seconds)

@@ -72,6 +72,7 @@ def _packed(parts: list[tuple]) -> tuple[list, np.ndarray]: # names, types and s
         at += _padded(x)
     return [[name, str(x.dtype).removeprefix('torch.'), list(x.shape)] for name, x in parts], data
 
+# %% ../nbs/02n_tower_file.ipynb #6b1e0002
 def _unpacked(about: list, data) -> list[tuple]: # `data`: a tensor uint8 (n,)
     "What `_packed` was given."
     import torch
@@ -112,21 +113,43 @@ def _write(fd: int, data, at: int):
         done = os.pwrite(fd, left, at)
         left, at = left[done:], at + done
 
-# %% ../nbs/02n_tower_file.ipynb #7a43f39f
-class TowerFile:
-    "Slots in a file, one a row: what a tower made of the row's pictures. What the system refuses costs the file alone."
-    def __init__(self,
-        path: str | Path,
-        rows: int,         # of the data set
-        size: int,         # bytes of the largest output
-        fingerprint: str,  # of the tower
-        most: float,       # bytes of the file
-        spare: float = 0,  # bytes that stay free on the disk
-    ):
-        self.path, self.size, self.fingerprint = Path(path), size, fingerprint
-        self.stride, self.slots, self.off = -(-(_RECORD + size)//_PAGE)*_PAGE, 0, False
-        self._fd, self._lock = -1, threading.Lock()
-        with self._costing_the_file(): self._open(rows, most, spare)
+# %% ../nbs/02n_tower_file.ipynb #6b1e0005
+class _Slots:
+    "Slots of one size behind the header of an open file; each is whole or empty."
+    def __init__(self, size: int): # bytes of the largest output
+        self.stride, self._fd = -(-(_RECORD + size)//_PAGE)*_PAGE, -1
+    def _at(self, row: int) -> int: return _PAGE + row*self.stride
+    def _about(self, row: int, key: str) -> dict | None:
+        "What the record of a row says; None when its slot is empty, or of other pictures."
+        about = _unsealed(os.pread(self._fd, _RECORD, self._at(row)))
+        return about if about and about['key'] == key else None
+    def _filled(self, row: int, key: str, parts: list[tuple]) -> bool:
+        "Fill a slot that is not filled; False when it is too small."
+        if self._about(row, key): return True
+        about, data = _packed(parts)
+        record, at = _seal(dict(key=key, crc=zlib.crc32(data.data), size=len(data), parts=about)), self._at(row)
+        if len(data) > self.stride - _RECORD or len(record) > _RECORD: return False
+        _write(self._fd, bytes(_RECORD), at) # nobody takes it for whole
+        _write(self._fd, data, at + _RECORD)
+        _write(self._fd, record, at)
+        return True
+    def _found(self, row: int, about: dict) -> list[tuple] | None:
+        "The tensors of a slot with this record; None when they are damaged, and the slot is empty then."
+        import torch
+        data = torch.empty(about['size'], dtype=torch.uint8)
+        read = os.preadv(self._fd, [data.numpy().data], self._at(row) + _RECORD)
+        if read == len(data) and zlib.crc32(data.numpy().data) == about['crc']: return _unpacked(about['parts'], data)
+        _write(self._fd, bytes(_RECORD), self._at(row))
+        return None
+
+# %% ../nbs/02n_tower_file.ipynb #6b1e0007
+class _Opened(_Slots):
+    "A file with a header and room for some slots."
+    def __init__(self, path: Path, size: int, fingerprint: str):
+        super().__init__(size)
+        self.path, self.fingerprint, self.slots = path, fingerprint, 0
+    def _warn(self, said: str): warnings.warn(f'{self.path} {said}', VLMTemporalWarning, stacklevel=4)
+    def _fitting(self, rows: int, room: float) -> int: return max(0, min(rows, int((room - _PAGE)//self.stride)))
     def _open(self, rows: int, most: float, spare: float):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -135,7 +158,6 @@ class TowerFile:
         free = shutil.disk_usage(self.path.parent).free + os.fstat(self._fd).st_blocks*512
         self.slots = self._fitting(rows, min(most, free - spare))
         if not self.slots: raise OSError(f'no room for the {self.stride/1e6:.3g} MB of one example')
-    def _fitting(self, rows: int, room: float) -> int: return max(0, min(rows, int((room - _PAGE)//self.stride)))
     def _begin(self, rows: int, most: float):
         "Write the header, unless it is there; cut off what is above the bound."
         header = _MAGIC + json.dumps(dict(tower=self.fingerprint, stride=self.stride)).encode()
@@ -147,7 +169,11 @@ class TowerFile:
             _write(self._fd, header.ljust(_PAGE, b'\0'), 0)
         end = _PAGE + self._fitting(rows, most)*self.stride
         if os.fstat(self._fd).st_size > end: os.ftruncate(self._fd, end)
-    def _warn(self, said: str): warnings.warn(f'{self.path} {said}', VLMTemporalWarning, stacklevel=4)
+
+# %% ../nbs/02n_tower_file.ipynb #6b1e0009
+class _Spared(_Opened):
+    "A file that is given up when the system refuses something."
+    off = False
     @contextmanager
     def _costing_the_file(self) -> Iterator[None]:
         "An error of the system in the body switches the file off."
@@ -158,49 +184,43 @@ class TowerFile:
     def _end(self, ours: bool = True):
         self.off = True
         if self._fd < 0 or not ours: return
-        try:
+        with suppress(OSError):
             os.ftruncate(self._fd, 0) # others may have it open
             self.path.unlink(missing_ok=True)
-        except OSError: pass
+
+# %% ../nbs/02n_tower_file.ipynb #7a43f39f
+class TowerFile(_Spared):
+    "Slots in a file, one a row: what a tower made of the row's pictures. What the system refuses costs the file alone."
+    def __init__(self,
+        path: str | Path,
+        rows: int,         # of the data set
+        size: int,         # bytes of the largest output
+        fingerprint: str,  # of the tower
+        most: float,       # bytes of the file
+        spare: float = 0,  # bytes that stay free on the disk
+    ):
+        super().__init__(Path(path), size, fingerprint)
+        self._lock = threading.Lock()
+        with self._costing_the_file(): self._open(rows, most, spare)
     def _key(self, digest: str) -> str:
         return hashlib.blake2b(f'{self.fingerprint} {digest}'.encode(), digest_size=16).hexdigest()
-    def _at(self, row: int) -> int: return _PAGE + row*self.stride
-    def _about(self, row: int, digest: str) -> dict | None:
-        "What the record of a row says; None when its slot is empty, or of other pictures."
-        about = _unsealed(os.pread(self._fd, _RECORD, self._at(row)))
-        return about if about and about['key'] == self._key(digest) else None
     def has_place(self, row: int) -> bool:
         "Is there a slot for this row?"
         return not self.off and row < self.slots
     def write(self, row: int, digest: str, parts: list[tuple]) -> bool:
         "Fill a slot with named tensors on the CPU, unless it is filled; whether it is filled now."
-        with self._lock, self._costing_the_file(): return self.has_place(row) and self._filled(row, digest, parts)
+        with self._lock, self._costing_the_file():
+            return self.has_place(row) and self._filled(row, self._key(digest), parts)
         return False
-    def _filled(self, row: int, digest: str, parts: list[tuple]) -> bool:
-        if self._about(row, digest): return True
-        about, data = _packed(parts)
-        said = dict(key=self._key(digest), crc=zlib.crc32(data.data), size=len(data), parts=about)
-        record, at = _seal(said), self._at(row)
-        if len(data) > self.stride - _RECORD or len(record) > _RECORD: return False
-        _write(self._fd, bytes(_RECORD), at) # nobody takes it for whole
-        _write(self._fd, data, at + _RECORD)
-        _write(self._fd, record, at)
-        return True
     def read(self, row: int, digest: str) -> list[tuple] | None:
         "The named tensors of a slot; None when it is empty, of other pictures, or damaged, with a warning."
-        import torch
         if not self.has_place(row): return None
         try:
-            about = self._about(row, digest)
-            if about is None: return None
-            data = torch.empty(about['size'], dtype=torch.uint8)
-            read = os.preadv(self._fd, [data.numpy().data], self._at(row) + _RECORD)
-            if read == len(data) and zlib.crc32(data.numpy().data) == about['crc']:
-                return _unpacked(about['parts'], data)
-            _write(self._fd, bytes(_RECORD), self._at(row))
+            if (about := self._about(row, self._key(digest))) is None: return None
+            found = self._found(row, about)
         except OSError: return None
-        self._warn(f'is damaged in slot {row}; it is computed again')
-        return None
+        if found is None: self._warn(f'is damaged in slot {row}; it is computed again')
+        return found
     def give_up(self) -> bool:
         "Free its room; whether there was any."
         with self._lock:
@@ -291,6 +311,17 @@ def _recorded(work: Callable[[], list], pool) -> tuple[Callable[[], None], list]
     return graph.replay, parts
 
 # %% ../nbs/02n_tower_file.ipynb #8350e1ef
+def _replaying(compute: Callable, record: Callable, pixels, pool) -> tuple[Callable, list]:
+    "A graph of `compute`: from pixels of this shape to its output. And what it makes of these pixels."
+    still = pixels.clone()
+    replay, parts = record(lambda: compute(still), pool)
+    def replayed(pixels) -> list[tuple]:
+        still.copy_(pixels)
+        replay()
+        return [(name, x.clone()) for name, x in parts]
+    return replayed, replayed(pixels)
+
+# %% ../nbs/02n_tower_file.ipynb #6b1e000c
 class Replay:
     "A tower's forward for one example, replayed for shapes that come again."
     def __init__(self,
@@ -300,7 +331,7 @@ class Replay:
         after: int = 2,                  # times that a shape is computed first
     ):
         self.compute, self.record, self.most, self.after = compute, record, most, after
-        self.graphs: dict = {}
+        self.graphs: dict = {} # and the sizes, which would have another identity when they came again
         self.seen: dict = {}
         self.pool: Any = None
     def __call__(self, pixels, sizes, **more) -> list[tuple]:
@@ -308,30 +339,24 @@ class Replay:
         import torch
         if any(isinstance(x, torch.Tensor) for x in more.values()): return self.compute(pixels, sizes, **more)
         key = id(sizes), pixels.dtype, torch.is_autocast_enabled(), repr(sorted(more.items()))
-        if key in self.graphs: return self.graphs[key](pixels)
+        if key in self.graphs: return self.graphs[key][0](pixels)
         self.seen[key] = self.seen.get(key, 0) + 1
-        rare = len(self.graphs) >= self.most or self.seen[key] <= self.after
-        return self.compute(pixels, sizes, **more) if rare else self._first(key, pixels, sizes, more)
-    def _first(self, key, pixels, sizes, more: dict) -> list[tuple]:
-        "Record a graph, and compare it; what is computed without it."
+        found = self.compute(pixels, sizes, **more)
+        if len(self.graphs) < self.most and self.seen[key] > self.after: self._keep(key, found, pixels, sizes, more)
+        return found
+    def _keep(self, key, found: list[tuple], pixels, sizes, more: dict):
+        "Record a graph, and keep it when its output is what was found."
         import torch
-        found, still = self.compute(pixels, sizes, **more), pixels.clone()
         try:
             self.pool = self.pool or (torch.cuda.graph_pool_handle() if pixels.is_cuda else None)
-            replay, parts = self.record(lambda: self.compute(still, sizes, **more), self.pool)
-            def replayed(pixels, kept=sizes): # which would have another identity when it came again
-                still.copy_(pixels)
-                replay()
-                return [(name, x.clone()) for name, x in parts]
-            again = replayed(pixels)
+            replayed, again = _replaying(lambda x: self.compute(x, sizes, **more), self.record, pixels, self.pool)
             same = all(a.equal(b) for (_, a), (_, b) in zip(again, found, strict=True))
             if not same: raise RuntimeError('it gives other numbers')
-            self.graphs[key] = replayed
+            self.graphs[key] = replayed, sizes
         except Exception as e: # another card, another version: slower, never wrong
             self.most = 0
             why = f'{type(e).__name__}: {str(e)[:200]}'
-            warnings.warn(f'the vision tower is not replayed as a CUDA graph ({why})', VLMTemporalWarning, stacklevel=2)
-        return found
+            warnings.warn(f'the vision tower is not replayed as a CUDA graph ({why})', VLMTemporalWarning, stacklevel=3)
 
 # %% ../nbs/02n_tower_file.ipynb #5af341dc
 SCRATCH = 'VLMTEMPORAL_SCRATCH' # in the environment: a folder for what need not be kept
@@ -356,6 +381,7 @@ def _is_ours(path: Path) -> bool:
     "Is this a file of a tower's output?"
     with path.open('rb') as f: return f.read(len(_MAGIC)) == _MAGIC
 
+# %% ../nbs/02n_tower_file.ipynb #6b1e000e
 def _features(model, batch: dict):
     "What a model makes of a batch's pictures, with the arguments that its family wants."
     import torch
@@ -380,6 +406,7 @@ def _most_patches(pictures: dict[tuple[int, int], int], processor) -> int:
         return int(processor(images=[Image.new('RGB', size)], return_tensors='pt')['image_grid_thw'].prod())
     return max(n*patches(size) for size, n in pictures.items())
 
+# %% ../nbs/02n_tower_file.ipynb #6b1e0011
 def _file_for(loaded, parts: list[list], larger: float, path: Path, *room) -> TowerFile:
     "The file for a tower that made such parts of its first examples; the largest is so much larger than the first."
     size = round(sum(x.numel()*x.element_size() for _, x in parts[0])*larger) + _ALIGNED*len(parts[0])
@@ -406,25 +433,7 @@ class TowerMemory:
         spare: float = 0,   # bytes that stay free on the disk
     ):
         "Take the tower over, unless it is one that looks otherwise at an example alone."
-        import torch
-        examples = [trainer.train_dataset[i] for i in range(min(2, len(trainer.train_dataset)))]
-        counts = [len(e['images']) for e in examples]
-        batch = trainer._prepare_inputs(trainer.data_collator(examples))
-        if 'image_grid_thw' not in batch: return # a family whose pictures all have one size
-        def look():
-            with torch.no_grad(), trainer.accelerator.autocast(): return _features(loaded.base.model, batch)
-        self.alone, parts = look_one_by_one(loaded.tower, look, counts)
-        if not self.alone: return
-        patches = int(batch['image_grid_thw'][:counts[0]].prod(1).sum())
-        if self.most:
-            largest = _most_patches(_pictures(self.shards), loaded.processor.image_processor)
-            self.file = _file_for(loaded, parts, largest/patches, self.path, len(self.shards), self.most, spare)
-        device = next(loaded.tower.parameters()).device
-        if device.type != 'cuda': return
-        if self.file: self._later = _Later(self.file, _Fetch())
-        large = trainer.args.train_batch_size > 2 # with less, memory counts, of which graphs want their own
-        fast = large and torch.cuda.get_device_capability(device) >= (8, 0)
-        if fast and hasattr(loaded.tower.config, 'window_size'): self.alone.compute = Replay(self.alone.compute)
+        _take_over(self, trainer, loaded, spare)
     def collator(self, inner: Callable) -> Callable:
         "A collator that finds in the file what it can."
         return _Remembering(inner, self)
@@ -446,6 +455,35 @@ class TowerMemory:
     def give_up(self) -> bool:
         "Free the file's room; whether there was any."
         return bool(self.file and self.file.give_up())
+
+# %% ../nbs/02n_tower_file.ipynb #6b1e0013
+def _take_over(memory: TowerMemory, trainer: Any, loaded: Any, spare: float):
+    "See `TowerMemory.begin`."
+    import torch
+    examples = [trainer.train_dataset[i] for i in range(min(2, len(trainer.train_dataset)))]
+    counts = [len(e['images']) for e in examples]
+    batch = trainer._prepare_inputs(trainer.data_collator(examples))
+    if 'image_grid_thw' not in batch: return # a family whose pictures all have one size
+    def look():
+        with torch.no_grad(), trainer.accelerator.autocast(): return _features(loaded.base.model, batch)
+    memory.alone, parts = look_one_by_one(loaded.tower, look, counts)
+    if not memory.alone: return
+    patches = int(batch['image_grid_thw'][:counts[0]].prod(1).sum())
+    if memory.most:
+        largest = _most_patches(_pictures(memory.shards), loaded.processor.image_processor)
+        room = len(memory.shards), memory.most, spare
+        memory.file = _file_for(loaded, parts, largest/patches, memory.path, *room)
+    _use_gpu(memory, loaded, trainer.args.train_batch_size)
+
+def _use_gpu(memory: TowerMemory, loaded: Any, micro_batch: int):
+    "Have outputs written by a thread, and the tower replayed, where there is a GPU to wait for."
+    import torch
+    device = next(loaded.tower.parameters()).device
+    if device.type != 'cuda' or memory.alone is None: return
+    if memory.file: memory._later = _Later(memory.file, _Fetch())
+    large = micro_batch > 2 # with less, memory counts, of which graphs want their own
+    fast = large and torch.cuda.get_device_capability(device) >= (8, 0)
+    if fast and hasattr(loaded.tower.config, 'window_size'): memory.alone.compute = Replay(memory.alone.compute)
 
 # %% ../nbs/02n_tower_file.ipynb #457f3fdf
 @contextmanager

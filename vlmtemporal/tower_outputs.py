@@ -52,6 +52,12 @@ def _slices(counts: list[int]) -> list[slice]:
     ends = list(accumulate(counts))
     return [slice(end - n, end) for n, end in zip(counts, ends)]
 
+def _places(n: int, sizes: list, shown: Shown) -> list[slice]:
+    "Where the pixels of each example are among `n`, which may be without those of known examples."
+    counts = [sum(t*h*w for t, h, w in sizes[mine]) for mine in _slices(shown.counts)]
+    complete = n == sum(counts)
+    return _slices([c*(complete or known is None) for c, known in zip(counts, shown.known, strict=True)])
+
 # %% ../nbs/02ae_tower_outputs.ipynb #67ea42cb
 class OneByOne:
     "A vision tower that, while `shown` is set, looks at one example after the other and passes over those it knows."
@@ -79,15 +85,13 @@ class OneByOne:
         return self._sizes[key]
     def _each(self, pixels=None, *, pixel_values=None, grid_thw, **more):
         pixels = pixel_values if pixels is None else pixels
-        sizes, shown, at, outputs = grid_thw.tolist(), self.shown, 0, []
-        complete = len(pixels) == sum(t*h*w for t, h, w in sizes) # with those of known examples
-        for i, (known, mine) in enumerate(zip(shown.known, _slices(shown.counts), strict=True)):
-            end = at + sum(t*h*w for t, h, w in sizes[mine])*(complete or known is None)
+        sizes, shown, outputs = grid_thw.tolist(), self.shown, []
+        places = _places(len(pixels), sizes, shown)
+        for i, (known, mine, at) in enumerate(zip(shown.known, _slices(shown.counts), places, strict=True)):
             if known is None:
                 own = {k: x[mine] if getattr(x, 'shape', ())[:1] == (len(sizes),) else x for k, x in more.items()}
-                known = self.compute(pixels[at:end], self._size(sizes[mine], grid_thw.device), **own)
+                known = self.compute(pixels[at], self._size(sizes[mine], grid_thw.device), **own)
                 shown.found(i, known)
-            at = end
             outputs.append(known)
         return _joined(outputs, pixels.device)
 

@@ -296,8 +296,10 @@ def _finish(watch: Watch, train: Shards, history: list[dict], float32_modules: l
     "Write the adapter. The validation that its weights are the best of; None for those of the last step."
     config, state = watch.config, watch.trainer.state
     best = chosen_weights(watch)
-    _check_trained(watch.loaded.model, best['step'] if best else state.global_step)
-    training = _training(config, train, state.global_step, history[-1]['loss'], best)
+    kept = best['step'] if best else state.global_step
+    _check_trained(watch.loaded.model, kept)
+    loss = next(row['loss'] for row in reversed(history) if row['step'] <= kept)
+    training = _training(config, train, state.global_step, loss, best)
     save_adapter(watch.loaded, watch.out/'adapter', train, training, float32_modules)
     if watch.copies: watch.copies.tidy(watch.rows, state.global_step, done=True)
     return best

@@ -69,7 +69,8 @@ class TrainConfig:
     keep: Annotated[_Whole, Field(ge=1, le=10**6, description='checkpoints kept')] = 3
     validate_steps: Annotated[_Whole, Field(
         ge=0, le=10**9, description='optimiser steps between validations; 0: none')] = 50
-    validate_clips: Annotated[_Whole, Field(ge=1, le=10**6, description='clips that a validation asks about')] = 24
+    validate_clips: Annotated[_Whole, Field(
+        ge=1, le=10**6, description='boundary clips that a validation asks about')] = 24
     best: Annotated[str, Field(
         description='keep the adapter of the best validation_loss, OCA, tIoU@0.5 or AA@1; none: the last')] = ''
     patience: Annotated[_Whole, Field(

@@ -126,8 +126,8 @@ def sideways(x: float, ys: Pair, zs: Pair) -> list[Place]:
     return [(x, ys[0], zs[0]), (x, ys[0], zs[1]), (x, ys[1], zs[1]), (x, ys[1], zs[0])]
 
 # %% ../nbs/01j_twin_drawing.ipynb #a9d70aa0
-class Canvas:
-    "A picture that is being drawn: shapes in cm, seen through a view."
+class _Flat:
+    "Flat shapes in a picture, in cm, seen through a view."
     def __init__(self,
         image: np.ndarray,  # (H, W, 3) uint8 RGB, drawn into
         view: View,
@@ -151,6 +151,9 @@ class Canvas:
         at = self.view.at
         cv2.line(self.image, at(start), at(end), colour, self.view.pixels(cm, start), cv2.LINE_AA, _SHIFT)
 
+# %% ../nbs/01j_twin_drawing.ipynb #98137516
+class Canvas(_Flat):
+    "A picture that is being drawn: shapes in cm, seen through a view."
     def disc(self, point: Point, width: float, height: float, colour: Colour, angle: float = 0):
         "A filled ellipse that faces the camera; half its width and height in cm, turned by `angle` degrees."
         scale = 16 * self.view.focal / self.view.depth(point[2])

@@ -218,8 +218,8 @@ class _Keys:
         return {name: Track(*zip(*keys, strict=True)) for name, keys in self.keys.items()}
 
 # %% ../nbs/01i_twin_script.ipynb #0c7f7fcd
-class _Stage(_Keys):
-    "The segment that is being written, and the verbs of motions."
+class _Timed(_Keys):
+    "The segment that is being written, and its phases."
     def __init__(self, world: World, generator: np.random.Generator):
         super().__init__(world)
         self.world, self.generator = world, generator
@@ -234,6 +234,9 @@ class _Stage(_Keys):
         "The time of a phase, seconds."
         return self.start + phase * (self.end - self.start)
 
+# %% ../nbs/01i_twin_script.ipynb #3673db0a
+class _Stage(_Timed):
+    "The segment that is being written, and the verbs of motions."
     def go(self, phase: float, **points):
         "Hands (`left`, `right`) are at these points at `phase`."
         for hand, point in points.items():

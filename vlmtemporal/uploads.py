@@ -69,6 +69,7 @@ def _beside(root: Path) -> list[Path]:
     found = [p for p in root.glob('*') if p.suffix in ('.json', '.yaml')]
     return found + [p for folder in root.glob('U[0-9]*/annotation') for p in folder.rglob('*') if _is_small(p, root)]
 
+# %% ../nbs/04m_uploads.ipynb #18caaaa7
 def _pictures(source: Path) -> Iterable[Path]:
     "A recording's files: itself, or all frames of a folder."
     if source.is_file(): return [source]

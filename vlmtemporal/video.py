@@ -403,6 +403,7 @@ def normalise(
     _write_timed(out, _resampled(video, wanted, _enough(video.info, region, size), prepare, done), at, fps, crf)
     return probe(out)
 
+# %% ../nbs/00f_video.ipynb #91937d94
 def _enough(info: VideoInfo, region: Region | None, size: tuple[int, int]) -> int:
     "The width of a whole picture whose region is as large as what is made of it."
     left, top, right, bottom = region or (0, 0, 1, 1)

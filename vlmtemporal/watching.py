@@ -178,6 +178,7 @@ def _stored(file: Path) -> tuple[list[dict], str]:
     whole = isinstance(rows, list) and all(is_row(r) and {'step', 'validation_loss'} <= r.keys() for r in rows)
     return (rows, '') if whole else ([], f'{file}: is no list of validations')
 
+# %% ../nbs/02o_watching.ipynb #5d494d45
 def read_validations(
     out: str | Path, # the folder of a run
 ) -> list[dict]:
@@ -321,17 +322,14 @@ class Watch:
         self.said: set[str] = set()               # what is said once
         self.interrupted = False                  # the last validation was ended before it was finished
         self.val: Shards | None = None
+        self.data: Any = None                     # its examples as TRL wants them
+        self.notes: Any = None                    # what the tower made of them
+        self.sample: list[int] = []               # the clips that are asked about
+        self.batches: list[list[int]] = []
         self.absent = ''                          # why there is none
         if not config.validate_steps: return
-        try: self._choose(config, validation_split(train))
+        try: _choose(self, validation_split(train))
         except (VLMTemporalError, OSError) as e: self.absent = str(e)
-    def _choose(self, config: TrainConfig, val: Shards):
-        "The clips, in micro-batches of the training."
-        self.sample, self.data, self.val = validation_sample(val, config.validate_clips), training_set(val), val
-        self.notes = TowerNotes(self.loaded.tower)
-        self.batches = [self.sample[i:i + config.micro_batch] for i in range(0, len(self.sample), config.micro_batch)]
-        if self.trainer.args.dataloader_num_workers: # they fork, and tokenizers warn of that
-            os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
     def say(self, kind: str, sentence: str):
         "A warning, once of each kind."
         if not sentence or rank() or kind in self.said: return
@@ -346,6 +344,16 @@ class Watch:
         "Has it waited long enough for a better one?"
         c = self.config
         return bool(c.patience and self.rows and waited(self.rows, c.best) >= c.patience)
+
+# %% ../nbs/02o_watching.ipynb #4e9e9fa3
+def _choose(watch: Watch, val: Shards):
+    "The clips that are asked about, in micro-batches of the training."
+    size, clips = watch.config.micro_batch, validation_sample(val, watch.config.validate_clips)
+    watch.sample, watch.data, watch.val = clips, training_set(val), val
+    watch.notes = TowerNotes(watch.loaded.tower)
+    watch.batches = [clips[i:i + size] for i in range(0, len(clips), size)]
+    if watch.trainer.args.dataloader_num_workers: # they fork, and tokenizers warn of that
+        os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 
 # %% ../nbs/02o_watching.ipynb #bc41b2e6
 _Part = tuple[float, int, Mapping[str, Sequence[float]], str]
@@ -373,6 +381,7 @@ def _of_inputs(watch: Watch, at: list[int], inputs: dict) -> _Part:
         torch.cuda.empty_cache()
         return 0., 0, {}, 'the memory does not suffice'
 
+# %% ../nbs/02o_watching.ipynb #b6306403
 def _all_parts(mine: dict[int, tuple]) -> list[tuple]:
     "The parts of every process, in the order of the batches."
     everyone: list = [mine]
@@ -396,6 +405,7 @@ def _give_up(watch: Watch, why: str):
                        f'the run goes on without{adapter}')
     watch.val = None
 
+# %% ../nbs/02o_watching.ipynb #89a1eb6d
 def _measured(watch: Watch) -> tuple[dict | None, str]:
     "Loss and metrics of the sample, and what went wrong; None when it was told to stop."
     mine = {}
@@ -430,6 +440,7 @@ def validate(
     _say_cost(watch, time.monotonic() - begin)
     return True
 
+# %% ../nbs/02o_watching.ipynb #d1b67ab3
 def _log(watch: Watch):
     "Log the newest row, beside the step's own log, and without what TRL has gathered for that one."
     trainer = watch.trainer
@@ -506,6 +517,7 @@ def watch_callback(watch: Watch):
             watch.plot.show(lambda: plot_loss(curve_of(state), watch.rows), now=True)
     return Watching()
 
+# %% ../nbs/02o_watching.ipynb #c2e70df3
 def _append(path: Path, rows: list[dict], mode: str = 'a'):
     "Add rows to a file of JSON lines, as far as the disk lets it: nothing depends on it."
     try:
