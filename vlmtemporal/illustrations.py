@@ -224,7 +224,7 @@ _PANELS = (('all clips', 'OCA', 'right operation'), ('all clips', 'AA@1', 'right
 def _draw_dots(ax, rows: Sequence[dict], colours: Sequence[str], title: str) -> None:
     "A dot with its interval for each method."
     for y, (v, colour) in enumerate(zip(rows, colours, strict=True)):
-        ax.plot(v['value'], y, 'o', color=colour, ms=5)
+        ax.plot(v['value'], y, 'o', color=colour, ms=5, clip_on=False)
         if not np.isnan(v['low']): ax.plot([v['low'], v['high']], [y, y], color=colour, lw=2)
     ax.set_title(title, fontsize=9)
     ax.set_xlim(left=0, right=None if 'frames' in title else 1.03)

@@ -374,9 +374,9 @@ def plot_confusion(
     tables = [comparison.confusion(m) for m in methods]
     some = _frequent(tables)
     names = [[*comparison.taxonomy.names, 'no answer'][i] for i in some]
-    columns = min(len(methods), 2)
+    columns, side = min(len(methods), 2), min(1.6 + .31*len(some), 4.4) # inches
     lines = -(-len(methods)//columns)
-    canvas = Canvas(figsize=(1.6 + 4.4*columns, 4.4*lines), layout='constrained')
+    canvas = Canvas(figsize=(1.6 + side*columns, side*lines), layout='constrained')
     axes = canvas.subplots(lines, columns, squeeze=False).ravel()
     for ax in axes[len(methods):]: ax.set_axis_off()
     for ax, m, table in zip(axes, methods, tables, strict=False):
