@@ -19,6 +19,7 @@ setup(
     extras_require={'dev': lines('dev_requirements'), 'labels': lines('labels_requirements'),
                     'kaggle': lines('kaggle_requirements'), 'serve': lines('serve_requirements'),
                     'ray': lines('ray_requirements'), 'remote': lines('remote_requirements'),
-                    'openai': lines('openai_requirements'), 'docs': lines('docs_requirements')},
+                    'openai': lines('openai_requirements'), 'docs': lines('docs_requirements'),
+                    'smolvlm': lines('smolvlm_requirements')},
     entry_points={'console_scripts': lines('console_scripts')},
 )

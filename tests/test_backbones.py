@@ -1,14 +1,10 @@
 "Every family of the registry, with random weights and a few thousand parameters: load, train, save, reload, answer."
-import math, re, warnings
+import json, math, re, subprocess, sys, warnings
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import (AttentionMaskInterface, CLIPVisionConfig, LlamaConfig, LlavaNextImageProcessor,
-                          LlavaNextVideoConfig, LlavaNextVideoForConditionalGeneration, LlavaNextVideoProcessor,
-                          LlavaNextVideoVideoProcessor, Qwen2Config, Qwen2VLImageProcessor, Qwen3VLConfig,
-                          Qwen3VLForConditionalGeneration, Qwen3VLProcessor, Qwen3VLVideoProcessor, VideoLlama3Config,
-                          VideoLlama3ForConditionalGeneration, VideoLlama3ImageProcessor, VideoLlama3Processor,
-                          VideoLlama3VideoProcessor)
+from transformers import AttentionMaskInterface, AutoModelForImageTextToText
 
 from vlmtemporal import attention
 from vlmtemporal.backbones import BACKBONES, bundled_model, list_backbones
@@ -21,70 +17,12 @@ from vlmtemporal.shards import Shards
 from vlmtemporal.tower_file import frames_digest
 from vlmtemporal.trainer import TrainConfig, make_trainer, save_adapter
 
-TEXT = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-            max_position_embeddings=4096)
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT/'bench'))
+import backbones as bench # noqa: E402, which has the configurations of every family, small and as published
 
-
-def tokenizer(*more):
-    "The twin's, with more special tokens."
-    tok = load_model('tiny', quantize=False).processor.tokenizer
-    tok.add_special_tokens(dict(additional_special_tokens=list(more)))
-    return tok
-
-
-def template(): return (bundled_model()/'chat_template.jinja').read_text()
-
-
-def text_config(tok, **more):
-    special = dict(eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id, bos_token_id=tok.pad_token_id)
-    return dict(TEXT, vocab_size=len(tok), **special, **more)
-
-
-def ids(tok): return {f'{k}_token_id': tok.convert_tokens_to_ids(f'<|{k}_pad|>') for k in ('image', 'video')}
-
-
-def qwen3(path):
-    tok = tokenizer()
-    rope = dict(rope_type='default', rope_theta=1e4, mrope_section=[4, 2, 2])
-    t = text_config(tok, head_dim=16, rope_parameters=rope)
-    v = dict(depth=2, hidden_size=64, intermediate_size=128, num_heads=4, out_hidden_size=64,
-             num_position_embeddings=64, deepstack_visual_indexes=[0])
-    edges = {f'vision_{e}_token_id': tok.convert_tokens_to_ids(f'<|vision_{e}|>') for e in ('start', 'end')}
-    model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=t, vision_config=v, **ids(tok), **edges))
-    size = dict(shortest_edge=64*64, longest_edge=64*64)
-    images = Qwen2VLImageProcessor(patch_size=16, size=size)
-    return model, Qwen3VLProcessor(images, tok, Qwen3VLVideoProcessor(), chat_template=template())
-
-
-def llava(path):
-    tok = tokenizer('<image>', '<video>', '</s>')
-    tok.eos_token = '</s>'
-    t = LlamaConfig(**text_config(tok))
-    v = CLIPVisionConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4,
-                         image_size=56, patch_size=14)
-    tokens = {f'{k}_token_index': tok.convert_tokens_to_ids(f'<{k}>') for k in ('image', 'video')}
-    model = LlavaNextVideoForConditionalGeneration(LlavaNextVideoConfig(
-        vision_config=v, text_config=t, image_grid_pinpoints=[[56, 56]], image_seq_length=16, video_seq_length=4,
-        **tokens))
-    size = dict(size=dict(shortest_edge=56), crop_size=dict(height=56, width=56))
-    images = LlavaNextImageProcessor(image_grid_pinpoints=[[56, 56]], **size)
-    own = '{{ "its own template, which puts the pictures first" }}'
-    return model, LlavaNextVideoProcessor(
-        LlavaNextVideoVideoProcessor(**size), images, tok, chat_template=own, patch_size=14,
-        vision_feature_select_strategy='default', num_additional_image_tokens=1)
-
-
-def videollama3(path):
-    tok = tokenizer()
-    v = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, patch_size=14)
-    t = Qwen2Config(**text_config(tok)).to_dict()
-    model = VideoLlama3ForConditionalGeneration(VideoLlama3Config(text_config=t, vision_config=v, **ids(tok)))
-    size = dict(shortest_edge=56*56, longest_edge=56*56)
-    images = VideoLlama3ImageProcessor(size=size)
-    return model, VideoLlama3Processor(images, tok, VideoLlama3VideoProcessor(), chat_template=template())
-
-
-TINY = {'qwen3-vl': qwen3, 'llava-next-video': llava, 'videollama3': videollama3, 'qwen2.5-vl': None}
+ROWS = {family: row for row, (family, *_) in bench.SIZES.items()} # one of each
+ONE_SIZE = ('internvl3', 'llava-next-video', 'smolvlm2') # of pictures: a tower that is told none is not remembered
 
 
 @pytest.fixture(scope='module')
@@ -93,23 +31,23 @@ def checkpoint(tmp_path_factory):
     made = {}
     def make(family):
         if family not in made:
-            if TINY[family] is None:
+            if family == 'qwen2.5-vl':
                 made[family] = str(bundled_model())
                 return made[family]
             path = tmp_path_factory.mktemp(family)
             torch.manual_seed(0)
-            model, processor = TINY[family](path)
-            model.save_pretrained(path)
+            _, config, processor = bench.parts_of(ROWS[family], tiny=True)
+            AutoModelForImageTextToText.from_config(config).save_pretrained(path)
             processor.save_pretrained(path)
             made[family] = str(path)
         return made[family]
     return make
 
 
-def test_every_family_is_tried(): assert sorted(TINY) == list_backbones() == sorted(BACKBONES)
+def test_every_family_is_tried(): assert sorted(ROWS) == sorted(bench.TINY) == list_backbones() == sorted(BACKBONES)
 
 
-@pytest.mark.parametrize('family', sorted(TINY))
+@pytest.mark.parametrize('family', sorted(ROWS))
 def test_a_family_is_loaded_trained_saved_reloaded_and_answers(family, checkpoint, shards, tmp_path):
     model, data = checkpoint(family), Shards(shards/'train')
     loaded = load_model(model)
@@ -123,7 +61,7 @@ def test_a_family_is_loaded_trained_saved_reloaded_and_answers(family, checkpoin
     digests = [frames_digest(trainer.train_dataset[i]['images']) for i in (0, 1)]
     adapted = [n for n, p in loaded.model.named_parameters() if p.requires_grad]
     tower = loaded.tower
-    assert adapted and all('lora_' in n and 'language_model' in n for n in adapted)
+    assert adapted and all('lora_' in n and re.search('language_model|text_model', n) for n in adapted)
     seen = []
     tower.register_forward_hook(lambda m, a, out: seen.append(any(t.requires_grad for t in _tensors(out))))
     trainer.train()
@@ -131,7 +69,7 @@ def test_a_family_is_loaded_trained_saved_reloaded_and_answers(family, checkpoin
     losses = [h['loss'] for h in trainer.state.log_history if 'loss' in h]
     assert losses[-1] < losses[0] - .01, losses
     file = trainer.tower_memory.file # of a tower that takes pictures' sizes, whatever else it gives
-    assert file is None if family == 'llava-next-video' else all(file.read(i, d) for i, d in enumerate(digests))
+    assert file is None if family in ONE_SIZE else all(file.read(i, d) for i, d in enumerate(digests))
 
     save_adapter(loaded, tmp_path/'adapter', data, dict(steps=3))
     again = load_model(model, tmp_path/'adapter')
@@ -149,12 +87,12 @@ def test_a_family_is_loaded_trained_saved_reloaded_and_answers(family, checkpoin
     merged = load_model(model, tmp_path/'adapter', merge=True)
     with torch.no_grad(): c = float(merged.model.eval()(**x).loss)
     assert math.isclose(b, c, rel_tol=1e-4) and not [n for n, _ in merged.model.named_modules() if 'lora' in n]
-    other = next(f for f in TINY if f != family)
+    other = next(f for f in ROWS if f != family)
     with pytest.raises(BadInput, match='was trained on'): load_model(checkpoint(other), tmp_path/'adapter')
 
 
 @pytest.mark.parametrize('share', [True, False])
-@pytest.mark.parametrize('family', sorted(TINY))
+@pytest.mark.parametrize('family', sorted(ROWS))
 def test_our_attention_is_transformers_own(family, share, checkpoint, monkeypatch):
     "Texts of one length and of several, padded at either end: logits and gradients as with `sdpa`, on every card."
     monkeypatch.setattr(attention, '_shares', lambda device: share)
@@ -193,7 +131,7 @@ def _tensors(out):
     return [t for t in parts if isinstance(t, torch.Tensor)]
 
 
-@pytest.mark.parametrize('family', sorted(TINY))
+@pytest.mark.parametrize('family', sorted(ROWS))
 def test_a_frame_stands_behind_its_number(family, checkpoint, shards):
     "The prompt keeps pictures and words in order, in every family, and says how many tokens a picture takes."
     loaded, data = load_model(checkpoint(family), quantize=False), Shards(shards/'train')
@@ -204,6 +142,7 @@ def test_a_frame_stands_behind_its_number(family, checkpoint, shards):
     at = (x['input_ids'][0] == place).tolist()
     runs = [i for i in range(1, len(at)) if at[i] and not at[i - 1]]
     assert len(runs) == 8 and sum(at) % 8 == 0
+    if family != 'qwen2.5-vl': assert sum(at) == budget(config, side=64).pictures
     for i, frame in zip(runs, example.indices):
         before = loaded.processor.tokenizer.decode(x['input_ids'][0, max(i - 14, 0):i])
         assert f'Frame {frame} (' in before, before
@@ -212,7 +151,46 @@ def test_a_frame_stands_behind_its_number(family, checkpoint, shards):
 def test_the_paper_knows_every_family(checkpoint):
     "More examples at once take more memory, whatever the family's configuration calls its parts."
     from vlmtemporal.backbones import model_config
-    for family in TINY:
+    for family in ROWS:
         config, _ = model_config(checkpoint(family))
         one, two = (budget(config, m, side=112) for m in (1, 2))
         assert 0 < one.total < two.total and one.trainable > 0
+
+
+def test_the_bench_measures_a_row_and_goes_on(tmp_path):
+    "`bench/backbones.py` with small sizes; what is finished is not run again, and paper agrees with what is counted."
+    command = [sys.executable, ROOT/'bench'/'backbones.py', '--tiny', '--rows', 'smolvlm2-2.2b', '--micro', '2,1',
+               '--effective', '2', '--steps', '2', '--clips', '2', '--out', tmp_path/'out.json']
+    for again in (False, True):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0 and '| smolvlm2-2.2b | 0.00034' in done.stdout, done.stderr
+        assert ('measured smolvlm2-2.2b 2' in done.stderr) != again
+    found = json.loads((tmp_path/'out.json').read_text())['measured smolvlm2-2.2b 2 True']
+    assert len(found['seconds']) == len(found['losses']) == 2 and found['answer']['valid'] and found['device']
+    paper = bench.paper('smolvlm2-2.2b', tiny=True, tokenizer=None)
+    assert [paper[k] for k in ('parameters', 'trainable', 'pictures')] == [
+        found[k] for k in ('parameters', 'trainable', 'pictures')]
+    assert abs(paper['tokens'] - found['tokens']) < 5
+    assert .7 < paper['flops']/found['flops'] < 1.2, 'the rank is a fourth of the width here: adapters count for much'
+
+
+def test_a_row_without_memory_is_tried_with_less_and_costs_one_row(tmp_path, monkeypatch, capsys):
+    "Out of memory at one micro-batch: the next. In all: that row says so, and the others are there."
+    asked = []
+    def process(*words, **_):
+        job = json.loads(words[1])
+        asked.append((job['row'], job['micro']))
+        if job['micro'] > 1 or job['row'] == 'qwen3-vl-8b': return 'failed: torch.OutOfMemoryError: CUDA out of memory'
+        return dict(row=job['row'], micro=1, parameters=2e9, tokens=900, pictures=800, loading=9., weights=1.5,
+                    peak=[3., 3.5], seconds=[9., 7., 8.], flops=1e13, device='card', dtype='float16',
+                    answer=dict(clips=8, seconds=1., peak=[2., 2.5]))
+    monkeypatch.setattr(bench, 'in_a_process', process)
+    rows = ['qwen3-vl-8b', 'qwen3-vl-2b']
+    monkeypatch.setattr(sys, 'argv', ['backbones.py', '--rows', ','.join(rows), '--out', str(tmp_path/'out.json')])
+    for _ in range(2): bench.measured_table(bench.Bench(bench.arguments(), tmp_path), rows)
+    assert asked == [(row, micro) for row in rows for micro in (2, 1)], 'what is known is not asked again'
+    said = capsys.readouterr().out
+    assert 'no: out of memory' in said and '| 3.00 / 3.50 | 8.00 | 10 | 8 | 2.50 | 1.00 | yes |' in said
+    monkeypatch.setattr(sys, 'argv', ['backbones.py', '--minutes', '1e-3'])
+    bench.measured_table(bench.Bench(bench.arguments(), tmp_path), ['internvl3-2b'])
+    assert len(asked) == 4 and bench.NOT_YET in capsys.readouterr().out

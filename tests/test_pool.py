@@ -230,3 +230,18 @@ def test_options_that_do_not_belong_together(videos, monkeypatch):
             assert code == 2 and not out and str(error).startswith(said), (command, options, error)
     code, out, _, error = vlmtemporal('predict', '0.mp4', '1.mp4', '--engine', 'ray')
     assert code == 2 and not out and str(error) == "--engine ray: needs Ray; pip install 'vlmtemporal[ray]'"
+
+
+def test_a_cluster_that_does_not_start(monkeypatch):
+    "Whatever Ray raises then, it is a sentence, and nothing of Ray is left."
+    class Overloaded(InProcess):
+        ended = 0
+        def is_initialized(self): return False
+        def init(self, **_): raise Exception('The current node timed out during startup.\nAnd so on.') # as Ray does
+        def shutdown(self): self.ended += 1
+    ray = Overloaded()
+    monkeypatch.setattr(cluster, '_ray', lambda: ray)
+    monkeypatch.delenv('RAY_ADDRESS', raising=False)
+    said = 'no Ray cluster answers .The current node timed out during startup.'
+    with pytest.raises(BadInput, match=said) as e, cluster.pool(lambda: square): pass
+    assert ray.ended == 1 and '\n' not in str(e.value)

@@ -32,8 +32,29 @@ def _merged(processor):
     processor.image_processor.merge_size = 2
     return _bounded(processor)
 
+def _one_tile(processor):
+    "Each frame as one tile; wide frames, too."
+    processor.image_processor.min_patches = processor.image_processor.max_patches = 1
+    return processor
+
+# %% ../nbs/02b_backbones.ipynb #a31191cf
+_SPEAKERS = (
+    "<|im_start|>{%- for m in messages -%}{{ m['role'] | capitalize }}:{{ '' if m['role'] == 'assistant' else ' ' }}"
+    "{%- if m['content'] is string -%}{{ m['content'] }}{%- else -%}{%- for c in m['content'] -%}"
+    "{%- if c['type'] == 'image' -%}{{ '<image>' }}{%- elif c['type'] == 'text' -%}{{ c['text'] }}{%- endif -%}"
+    "{%- endfor -%}{%- endif -%}{{ '<end_of_utterance>\\n' }}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ 'Assistant:' }}{%- endif -%}")
+
+def _whole(processor):
+    "Each frame whole, in the tower's size, and a template that begins every answer alike."
+    images = processor.image_processor
+    images.do_image_splitting, images.size = False, dict(longest_edge=images.max_image_size['longest_edge'])
+    processor.chat_template = _SPEAKERS
+    return processor
+
 # %% ../nbs/02b_backbones.ipynb #bd15cba0
 _PROJECTIONS = r'.*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)'
+_OTHERWISE_NAMED = _PROJECTIONS.replace('language_model', 'text_model')
 
 @dataclass(frozen=True)
 class Backbone:
@@ -45,6 +66,7 @@ class Backbone:
     vision: str       # name of the frozen vision tower below the model
     prepare: Callable # sets its processor up for frames
     lora_targets: str = _PROJECTIONS # layers that get adapters
+    needs: str = ''   # how to install what its processor needs beside transformers
 
 # %% ../nbs/02b_backbones.ipynb #80fa8bd1
 BACKBONES = {b.name: b for b in (
@@ -53,6 +75,9 @@ BACKBONES = {b.name: b for b in (
     Backbone('llava-next-video', 'llava_next_video', 'llava-hf/LLaVA-NeXT-Video-7B-hf', 'llama2', 'vision_tower',
              show_as_videos),
     Backbone('videollama3', 'video_llama_3', 'lkhl/VideoLLaMA3-2B-Image-HF', 'apache-2.0', 'vision_model', _merged),
+    Backbone('internvl3', 'internvl', 'OpenGVLab/InternVL3-2B-hf', 'qwen', 'vision_tower', _one_tile),
+    Backbone('smolvlm2', 'smolvlm', 'HuggingFaceTB/SmolVLM2-2.2B-Instruct', 'apache-2.0', 'vision_model', _whole,
+             _OTHERWISE_NAMED, "pip install 'vlmtemporal[smolvlm]'"),
 )}
 
 def list_backbones() -> list[str]:
@@ -117,12 +142,30 @@ def resolve_model(
     return str(model)
 
 # %% ../nbs/02b_backbones.ipynb #5e495c22
+def _own_code(path: str) -> str | None:
+    "The type of a checkpoint that only its own code can run; None for one that transformers knows, or cannot read."
+    from transformers import CONFIG_MAPPING, PretrainedConfig
+    try: facts, _ = PretrainedConfig.get_config_dict(path)
+    except (OSError, ValueError): return None
+    kind = facts.get('model_type')
+    return kind if isinstance(kind, str) and kind not in CONFIG_MAPPING else None
+
+def _refuse_own_code(model: str | Path, path: str):
+    "Raises `BadInput` for a checkpoint whose model is not in transformers."
+    if kind := _own_code(path):
+        raise BadInput(f'is a {kind} model, which transformers does not have, and code that comes with a checkpoint is '
+                       'never run here (trust_remote_code stays off)', model,
+                       f'supported: {", ".join(list_backbones())}')
+
+# %% ../nbs/02b_backbones.ipynb #9c3f5c20
 def model_config(
     model: str | Path, # 'tiny', a folder, or a Hub id
 ):                     # (transformers configuration, `Backbone`)
     "The checkpoint's configuration and its family; `BadInput` when it is none that can be fine-tuned."
     from transformers import AutoConfig
-    try: config = AutoConfig.from_pretrained(resolve_model(model), trust_remote_code=False)
+    path = resolve_model(model)
+    _refuse_own_code(model, path)
+    try: config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as e:
         why = str(e).splitlines()[0][:200]
         raise BadInput(f'cannot be loaded as a model ({why})', model,

@@ -132,7 +132,8 @@ def _connected(address: str | None, workers: int) -> Iterator[Any]:
     ours = not ray.is_initialized()
     if ours:
         try: _connect(ray, address, workers)
-        except (OSError, RuntimeError, ValueError) as e:
+        except Exception as e: # of any kind: what Ray raises when it cannot start is a bare Exception
+            with suppress(Exception): ray.shutdown()
             why = (str(e).splitlines() or [''])[0][:200]
             fix = 'start one with `ray start --head`'
             raise BadInput(f'no Ray cluster answers ({why})', address or 'ray', fix) from None

@@ -48,15 +48,22 @@ class _Tower:
     merge: int   # patches a side that become one token
     window: int  # patches that see each other in most layers; 0: all of a picture do
     full: int    # layers in which all of a picture do
+    side: int    # pixels of the one size that it takes; 0: it takes any
     @classmethod
     def of(cls, config) -> '_Tower':
-        depth = getattr(config, 'depth', None) or config.num_hidden_layers
-        width, inner = config.hidden_size, config.intermediate_size
-        window = (config.window_size//config.patch_size)**2 if hasattr(config, 'window_size') else 0
+        v = config.vision_config
+        depth, width, inner = getattr(v, 'depth', None) or v.num_hidden_layers, v.hidden_size, v.intermediate_size
+        patch, merge = _first(v.patch_size), getattr(config, 'scale_factor', getattr(v, 'spatial_merge_size', 2))
+        window = (v.window_size//patch)**2 if hasattr(v, 'window_size') else 0
         gated = 3 if window else 2 # matrices of a feed-forward part
-        return cls(depth, width, inner, linear=depth*(4*width**2 + gated*width*inner), patch=config.patch_size,
-                   merge=getattr(config, 'spatial_merge_size', 2), window=window,
-                   full=len(config.fullatt_block_indexes) if window else depth)
+        return cls(depth, width, inner, linear=depth*(4*width**2 + gated*width*inner), patch=patch, merge=merge,
+                   window=window, full=len(v.fullatt_block_indexes) if window else depth,
+                   side=_first(getattr(v, 'image_size', 0)))
+    def tokens(self, side: int) -> int:
+        "Tokens of a square picture of so many pixels a side."
+        return ((self.side or side)//self.patch//self.merge)**2
+
+def _first(size) -> int: return size[0] if isinstance(size, (tuple, list)) else size
 
 # %% ../nbs/02e_memory.ipynb #38c2416e
 def _language_layers(t) -> list[tuple[int, int]]:
@@ -73,6 +80,11 @@ def _kept(layers: list[tuple[int, int]], hidden: int) -> int:
     attention = 4*queries + 2*hidden
     return 2*(norms + attention + 2*inner)
 
+# %% ../nbs/02e_memory.ipynb #b7aa189e
+def _heads(config) -> int:
+    "Matrices as large as the vocabulary: one where the embedding is the head, too."
+    return 1 if config.tie_word_embeddings else 2
+
 # %% ../nbs/02e_memory.ipynb #7a344b15
 def budget(
     config,                   # of any family of the registry
@@ -87,9 +99,9 @@ def budget(
     fused: bool = True,       # LoRA is one function
 ) -> Budget:
     "GPU memory of one QLoRA step with a frozen vision tower, on paper."
-    t, v = config.text_config, _Tower.of(config.vision_config)
-    patches = (side//v.patch)**2*frames
-    tokens = patches//v.merge**2 + text_tokens
+    t, v = config.text_config, _Tower.of(config)
+    pictures = v.tokens(side)*frames
+    tokens, patches = pictures + text_tokens, pictures*v.merge**2
     layers, depth = _language_layers(t), t.num_hidden_layers
     trainable = depth*sum(lora_r*(a + b) for a, b in layers)
     widest = sum(b for _, b in layers) + 6*t.hidden_size # numbers that one layer makes of a token
@@ -104,12 +116,12 @@ def budget(
     largest = max(passing, key=lambda what: passing[what])
     return Budget({
         'linear layers': (depth*sum(a*b for a, b in layers)*4.127 + v.linear*(4.127 if tower_bits == 4 else 16))/8/GIB,
-        '16-bit embedding': t.vocab_size*t.hidden_size*2/GIB,
+        '16-bit embedding and head': _heads(config)*t.vocab_size*t.hidden_size*2/GIB,
         'adapters, gradients, AdamW (float32)': trainable*16/GIB,
         f'kept by {whole} of {depth} layers, inputs of the others' if whole else 'layer inputs kept': kept,
         f'largest that passes: {largest}': passing[largest],
         'CUDA context': CONTEXT,
-    }, tokens, trainable, kept, tokens - text_tokens)
+    }, tokens, trainable, kept, pictures)
 
 # %% ../nbs/02e_memory.ipynb #c3aef57f
 def choose_micro_batch(
@@ -133,10 +145,9 @@ def unpacked(
     bytes: int = 2,  # a weight
 ) -> float:          # GiB
     "The weights of a model that is not quantised."
-    t, v = config.text_config, _Tower.of(config.vision_config)
+    t, v = config.text_config, _Tower.of(config)
     text = t.num_hidden_layers*sum(a*b for a, b in _language_layers(t))
-    heads = 1 if config.tie_word_embeddings else 2
-    return bytes*(text + v.linear + heads*t.vocab_size*t.hidden_size)/GIB
+    return bytes*(text + v.linear + _heads(config)*t.vocab_size*t.hidden_size)/GIB
 
 # %% ../nbs/02e_memory.ipynb #4c2a5649
 def free_memory() -> float: # GiB
