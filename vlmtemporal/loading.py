@@ -113,6 +113,7 @@ def _loaded(model: str | Path, adapter: Adapter | str | Path | None, quantize: b
     try:
         m = _read_base(path, dtype, quantize)
         processor = family.prepare(AutoProcessor.from_pretrained(path, trust_remote_code=False))
+    except ImportError as e: raise BadInput(_broken(e), model, family.needs or 'install what it names') from None
     except (*_ERRORS, SafetensorError) as e: raise BadInput(_broken(e), model, 'check its files') from None
     if adapter:
         if merge and quantize: dequantize(m, dtype) # merging into 4 bits would round the adapter away

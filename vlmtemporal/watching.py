@@ -130,7 +130,8 @@ def check_watching(
 def _plot_training(ax, history: list[dict]):
     "Loss and learning rate over the steps."
     steps = [h['step'] for h in history]
-    ax.plot(steps, [h['loss'] for h in history], lw=1.2, color='k', marker='.' if len(steps) < 30 else None)
+    ax.plot(steps, [h['loss'] for h in history], lw=1.2, color='k', label='training',
+            marker='.' if len(steps) < 30 else None)
     ax.set(xlabel='optimiser step', ylabel='loss')
     rate = ax.twinx()
     rate.plot(steps, [h['learning_rate'] for h in history], lw=.8, color='C1')
