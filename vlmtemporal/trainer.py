@@ -35,7 +35,7 @@ from .loading import LoadedModel, compute_dtype
 from .processes import any_process, apart, everyone, local_rank, rank, sharded, world, writes
 from .prompts import answer_text, messages
 from .publishing import model_card
-from .sharding import name_units, whole_adapter
+from .sharding import name_units, put_adapter, whole_adapter
 from .shards import Shards
 from .tower_file import TowerMemory, tower_path
 
@@ -505,10 +505,8 @@ def _kept(write: Callable[[], None], folder: Path, keep: int) -> Exception | Non
 # %% ../nbs/02h_trainer.ipynb #6fdf219a
 def _load_whole(model: Any, checkpoint: Path):
     "Give a model that is spread the adapter's weights of a checkpoint."
-    from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
-    with whole_adapter(model, keep=True):
-        set_peft_model_state_dict(model, load_file(checkpoint/'adapter_model.safetensors'))
+    with whole_adapter(model, keep=True): put_adapter(model, load_file(checkpoint/'adapter_model.safetensors'))
 
 def _spreading(base: Any) -> type:
     "A trainer class whose checkpoints hold a whole adapter though the model is spread."

@@ -24,7 +24,7 @@ from .kernels import TowerNotes
 from .loading import LoadedModel
 from .operations import Taxonomy
 from .processes import everyone, of_first, rank, sharded, world
-from .sharding import whole_adapter
+from .sharding import put_adapter, whole_adapter
 from .shards import Example, Shards, beside
 from .trainer import BEST, LINES, TrainConfig, in_kernel, training_set
 
@@ -541,7 +541,6 @@ def chosen_weights(
     watch: Watch,
 ) -> dict | None: # the best validation, with its `metric`; None for the weights of the last step
     "Put the best adapter's weights in place of the last ones. A warning says when the very best are not there."
-    from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
     if not watch.copies: return None
     best, kept = best_of(watch.rows, watch.copies.name), watch.copies.chosen(watch.rows)
@@ -552,7 +551,7 @@ def chosen_weights(
         watch.say('lost', f"the weights of step {best['step']}, the best, could not be kept: the adapter has {instead}")
     if kept is None: return None
     file = watch.copies.at(kept['step'])/'adapter_model.safetensors'
-    set_peft_model_state_dict(watch.loaded.model, load_file(file))
+    put_adapter(watch.loaded.model, load_file(file))
     return kept | measured
 
 # %% ../nbs/02o_watching.ipynb #f95c1ede
