@@ -305,6 +305,7 @@ def one(row: str, kind: str, model: str, shards: str, steps: int, effective: int
     "Seconds of every optimiser step, memory and losses of one recipe; with `counts` and `profile` of one micro-batch."
     import torch
     from vlmtemporal import loading, tower_file, trainer as ours
+    from vlmtemporal.processes import together
     from vlmtemporal.shards import Shards
     as_on_a_t4()
     how, micro, settings = parsed(row)
@@ -319,13 +320,14 @@ def one(row: str, kind: str, model: str, shards: str, steps: int, effective: int
     rows, begin = list(range(epoch*effective)), time.perf_counter()
     with tempfile.TemporaryDirectory() as out:
         if 'MASTER_PORT' in os.environ: out = Path(shards).parent/f"run-{os.environ['MASTER_PORT']}" # one for all
-        if how == 'stock': trainer = stock(model, Shards(shards), Path(out), config, rows)
-        else: trainer = ours.make_trainer(loading.load_model(model), Shards(shards), Path(out), config, rows=rows)
-        trainer.args.save_strategy = 'no'
-        watch = Watch(trainer, steps, kind)
-        if watch.gpu: torch.cuda.reset_peak_memory_stats()
-        start = time.perf_counter()
-        trainer.train()
+        with together(Path(out)):
+            if how == 'stock': trainer = stock(model, Shards(shards), Path(out), config, rows)
+            else: trainer = ours.make_trainer(loading.load_model(model), Shards(shards), Path(out), config, rows=rows)
+            trainer.args.save_strategy = 'no'
+            watch = Watch(trainer, steps, kind)
+            if watch.gpu: torch.cuda.reset_peak_memory_stats()
+            start = time.perf_counter()
+            trainer.train()
     peaks = (torch.cuda.max_memory_allocated, torch.cuda.max_memory_reserved)
     peak = [round(f()/2**30, 2) for f in peaks] if watch.gpu else [0, 0]
     seconds = np.diff([start, *watch.stamps])

@@ -88,6 +88,9 @@ class _FullNames(ast.NodeTransformer):
     def visit_Name(self, node: ast.Name) -> ast.Name:
         return ast.Name(self.homes.get(node.id, node.id))
 
+    def visit_Constant(self, node: ast.Constant) -> ast.expr:
+        return ast.Name(self.homes[node.value]) if node.value in self.homes else node # 'FrameSpec', inside itself
+
 
 def annotation(source: Source, node: ast.expr) -> ast.expr:
     return _FullNames(source.homes).visit(deepcopy(node))

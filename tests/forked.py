@@ -9,10 +9,10 @@ FRESH = str(Path(sys.executable).parent/'vlmtemporal')
 WHERE = 'VLMTEMPORAL_TESTS_FORKED' # the folder of the socket, one a run of pytest
 BEGUN: list[subprocess.Popen] = [] # by this process
 QWEN = 'transformers.models.qwen2_5_vl'
-LIBRARIES = ('torch', 'transformers', 'peft', 'peft.tuners.lora.bnb', 'trl', 'matplotlib.pyplot', 'rich.markdown',
-             'gradio', 'fastapi', 'uvicorn', f'{QWEN}.modeling_qwen2_5_vl', f'{QWEN}.processing_qwen2_5_vl',
-             'vlmtemporal.cli', 'vlmtemporal.eval', 'vlmtemporal.experiments', 'vlmtemporal.planning',
-             'vlmtemporal.train')
+LIBRARIES = ('torch', 'transformers', 'peft', 'peft.tuners.lora.bnb', 'matplotlib.pyplot', 'rich.markdown',
+             'trl.trainer.sft_trainer', 'gradio', 'fastapi', 'uvicorn', f'{QWEN}.modeling_qwen2_5_vl',
+             f'{QWEN}.processing_qwen2_5_vl', 'vlmtemporal.cli', 'vlmtemporal.eval', 'vlmtemporal.experiments',
+             'vlmtemporal.planning', 'vlmtemporal.train')
 
 
 class Command(subprocess.Popen):

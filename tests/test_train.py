@@ -323,6 +323,7 @@ def test_stopped_by_sigterm_and_by_the_clock(cli, six, shards, tmp_path):
     assert not (out/'adapter').exists()
     at = int(last_checkpoint(out).name[11:])
     assert f'stopped after step {at} of 6' in text and 2 <= at < 6
+    assert f'{out}/checkpoints/checkpoint-{at} is saved: go on with the same command and --resume' in text
     code, text, err = cli('train', shards, out, *SETTINGS, '--resume')
     assert code == 0 and (out/'adapter').exists(), err
     assert history(out) == history(six[0])

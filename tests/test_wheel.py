@@ -49,11 +49,12 @@ def test_the_model_is_small():
     assert bundled_model() == MODEL and resolve_adapter('tiny').path.parent == MODEL
 
 
-def test_the_wheel_holds_the_taxonomies(dist):
+def test_the_wheel_holds_taxonomies_and_configurations(dist):
     with zipfile.ZipFile(next(dist.glob('*.whl'))) as z:
         inside = {n: z.read(n) for n in z.namelist() if n.endswith('.yaml')}
-    here = {p.relative_to(ROOT).as_posix(): p.read_bytes() for p in (ROOT/'vlmtemporal'/'taxonomies').iterdir()}
-    assert inside == here and len(here) == 2
+    folders = [ROOT/'vlmtemporal'/name for name in ('taxonomies', 'accelerate')]
+    here = {p.relative_to(ROOT).as_posix(): p.read_bytes() for folder in folders for p in folder.iterdir()}
+    assert inside == here and [len(list(folder.iterdir())) for folder in folders] == [2, 3]
 
 
 def test_wheel_and_sdist_hold_the_model(dist):

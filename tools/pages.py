@@ -7,7 +7,10 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-LIBRARIES = ('nbdev.test', 'torch', 'transformers', 'matplotlib.pyplot') # imported once; every page begins with them
+QWEN = 'transformers.models.qwen2_5_vl'
+# imported once, and not by each page; PEFT and TRL alone take five seconds
+LIBRARIES = ('nbdev.test', 'torch', 'transformers', 'matplotlib.pyplot', 'peft', 'peft.tuners.lora.bnb',
+             'trl.trainer.sft_trainer', f'{QWEN}.modeling_qwen2_5_vl', f'{QWEN}.processing_qwen2_5_vl')
 
 
 def run(page: Path, folder: str):
@@ -50,6 +53,8 @@ def main():
     parser.add_argument('pages', nargs='*', type=Path, help='notebooks; all of nbs/ where none is named')
     parser.add_argument('-n', type=int, default=2, help='how many at once')
     said = parser.parse_args()
+    # a lock of tqdm's, which the process that pages are forked from keeps to its end
+    os.environ.setdefault('PYTHONWARNINGS', 'ignore::UserWarning:multiprocessing.resource_tracker')
     pages = sorted((p.resolve() for p in said.pages or (ROOT/'nbs').glob('*.ipynb')), key=chapters_first)
     begun, times, failed = time.monotonic(), [], []
     for page, passed, seconds in results(pages, said.n):

@@ -520,6 +520,37 @@ def _beginning(settings: Iterable[str], begin: str | None) -> list[str]:
         raise BadInput(f'names another adapter than --from {begin}', f'start={named[-1]}', 'give one of them alone')
     return [*settings, f'start={begin}']
 
+# %% ../nbs/04j_cli.ipynb #8cb488c0
+def _start_together(command: list[str], processes: int, nodes):
+    "Start the processes of a training on this machine, wait for them, and end as they did."
+    from vlmtemporal.nodes import launch
+    raise typer.Exit(launch([sys.executable, '-m', 'vlmtemporal.cli', *command], processes, nodes))
+
+def _check_alone(nodes: int, sharded: bool):
+    "Raises `BadInput` where a cut would be looked for by each of several processes, or with the base on one card."
+    if nodes == 1 and 'RANK' not in os.environ and not sharded: return
+    raise BadInput('finds a cut for one machine, whose cards hold the whole base', '--preflight',
+                   'run `vlmtemporal preflight` first, and give what it says on every node')
+
+# %% ../nbs/04j_cli.ipynb #31baba84
+def _saved(out: Path) -> str:
+    "Which checkpoint there is, and what to do with it."
+    from vlmtemporal.checkpoints import last_checkpoint
+    last = last_checkpoint(out)
+    return f'{last} is saved: go on with the same command and --resume' if last else 'no checkpoint is saved yet'
+
+def _tell_trained(run, out: Path):
+    "What has become of a training. Exits with 1 when it was told to stop."
+    from vlmtemporal.processes import local_rank, rank
+    say: Callable = (lambda *_: None) if local_rank() else typer.echo
+    resumed = f' (resumed from step {run.resumed_from})' if run.resumed_from else ''
+    if not run.finished:
+        say(f'stopped after step {run.steps} of {run.of}{resumed}; {_saved(out)}')
+        raise typer.Exit(1 if run.asked and not local_rank() else 0) # the first process is waited for
+    for line in run.remarks: say(line)
+    there = 'the first node has the adapter' if rank() else f'adapter in {run.adapter}'
+    say(f"{run.steps} steps in {run.seconds:.0f} s{resumed}, loss {run.history[-1]['loss']:.3f}; {there}")
+
 # %% ../nbs/04j_cli.ipynb #f0c9f9a6
 @app.command()
 @with_settings
@@ -535,30 +566,34 @@ def train(
         '--from', metavar='ADAPTER', help='Begin with the weights of this adapter; of any operations.')] = None,
     preflight: Annotated[bool, typer.Option('--preflight', help=(
         'Try first how the run is best cut up for this card, say how long it takes, and train so.'))] = False,
+    nodes: Annotated[int, _count('--nodes', 1, 4096, 'Machines that train together, each with --processes.')] = 1,
+    node: Annotated[int | None, _count('--node', 0, 4095, 'Which of them this is; the first is 0.')] = None,
+    sharded: Annotated[bool, typer.Option('--sharded', help='Spread a large base over the GPUs.')] = False,
+    master: Annotated[str | None, typer.Option('--master', metavar='HOST:PORT', help='Where the first is.')] = None,
 ):
     "Fine-tune with QLoRA; checkpoints every 50 steps; survives being killed."
     from vlmtemporal.borrowed import end_with_parent
     from vlmtemporal.evaluation import observe
+    from vlmtemporal.nodes import nodes_of
+    from vlmtemporal.sharding import sharded_environment
     from vlmtemporal.shards import find_split
-    from vlmtemporal.train import check_folders, cut_first, fit, launch, train_command, train_config
-    from vlmtemporal.trainer import check_run, rank
+    from vlmtemporal.train import check_folders, cut_first, fit, train_command, train_config
+    from vlmtemporal.trainer import check_run
     end_with_parent()
     wanted = train_config(config, _beginning(settings or (), begin))
-    if preflight or processes > 1: check_folders(out, wanted)
+    machines, together = nodes_of(nodes, node, master), nodes*processes
+    if sharded: os.environ.update(sharded_environment())
+    if preflight: _check_alone(nodes, sharded)
+    if preflight or together > 1: check_folders(out, wanted)
     if preflight: wanted = cut_first(find_split(shards, 'train'), out, model, wanted, processes, typer.echo)
-    if processes > 1 and 'RANK' not in os.environ:
-        check_run(wanted, len(find_split(shards, 'train')), processes)
-        command = train_command(shards, out, model, wanted, processes, resume)
-        raise typer.Exit(launch([sys.executable, '-m', 'vlmtemporal.cli', *command], processes))
-    run = fit(shards, out, model, wanted, resume, observe=observe)
-    resumed = f' (resumed from step {run.resumed_from})' if run.resumed_from else ''
-    if not run.finished:
-        typer.echo(f'stopped after step {run.steps} of {run.of}{resumed}; a checkpoint is saved: '
-                   'run the same with --resume')
-        raise typer.Exit(1 if run.asked and not rank() else 0) # the first process is waited for
-    for line in run.remarks: typer.echo(line)
-    typer.echo(f"{run.steps} steps in {run.seconds:.0f} s{resumed}, loss {run.history[-1]['loss']:.3f}; "
-               f"adapter in {run.adapter}")
+    if together > 1 and 'RANK' not in os.environ:
+        check_run(wanted, len(find_split(shards, 'train')), together)
+        _start_together(train_command(shards, out, model, wanted, processes, resume), processes, machines)
+    try: run = fit(shards, out, model, wanted, resume, observe=observe)
+    except KeyboardInterrupt:
+        typer.echo(f'stopped at once; {_saved(out)}', err=True)
+        raise typer.Exit(130) from None
+    _tell_trained(run, out)
 
 # %% ../nbs/04j_cli.ipynb #d18b4d66
 @app.command()
@@ -1438,7 +1473,8 @@ def main():
     except Exception as e:
         if debug: raise
         message, code = _failure(e)
-        typer.echo(f'error: {message}', err=True)
+        told = getattr(e, 'told_by_first', False) and os.environ.get('LOCAL_RANK', '0') != '0' # of several processes
+        if not told: typer.echo(f'error: {message}', err=True)
         sys.exit(code)
 
 if __name__ == '__main__' and 'get_ipython' not in globals(): main()

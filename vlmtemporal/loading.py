@@ -6,7 +6,6 @@
 __all__ = ['compute_dtype', 'LoadedModel', 'load_model']
 
 # %% ../nbs/02d_loading.ipynb #6cb5e163
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from .backbones import Backbone, fingerprint, model_config, model_name, resolve_
 from .basics import BadInput, waiting
 from .kernels import (attention_names, dequantize, keep_differentiable, quiet, restore_float32,
                                  unwrapped_names)
+from .processes import local_rank, sharded
 
 # %% ../nbs/02d_loading.ipynb #e08cea73
 def compute_dtype():
@@ -54,11 +54,13 @@ def _read_base(path: str, dtype, quantize: bool):
     "The base model, from its files."
     import torch
     from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
-    place = int(os.environ.get('LOCAL_RANK', 0)) if torch.cuda.is_available() else 'cpu'
+    place = local_rank() if torch.cuda.is_available() and not sharded() else 'cpu' # one card need not hold it
     settings = dict(dtype=dtype, device_map={'': place}, attn_implementation=attention_names(), use_safetensors=True)
     if quantize:
+        spread = dict(bnb_4bit_quant_storage=dtype) if sharded() else {} # whole numbers cannot be spread
         settings['quantization_config'] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
+            load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
+            **spread)
     model, found = AutoModelForImageTextToText.from_pretrained(path, trust_remote_code=False, output_loading_info=True,
                                                                **settings)
     if missing := sorted(found['missing_keys']):

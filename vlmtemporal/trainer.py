@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SESSION_SETTINGS', 'WATCHING', 'BEST', 'LINES', 'TrainConfig', 'Setting', 'setting_fields', 'bad_setting',
-           'train_config', 'training_set', 'Looks', 'world', 'rank', 'stop_on_sigterm', 'in_kernel', 'check_run',
-           'warmup_steps', 'Collator', 'forget_checkpoints', 'run_memory', 'make_trainer', 'guard_trainer', 'before_of',
+           'train_config', 'training_set', 'Looks', 'stop_on_signals', 'in_kernel', 'check_run', 'warmup_steps',
+           'Collator', 'forget_checkpoints', 'run_memory', 'OwnMetrics', 'make_trainer', 'guard_trainer', 'before_of',
            'save_adapter']
 
 # %% ../nbs/02h_trainer.ipynb #872edda1
@@ -29,10 +29,13 @@ from .basics import (BadInput, VLMTemporalError, VLMTemporalWarning, number_rang
 from .checkpoints import (check_restorable, checkpoint_path, checkpoint_step, incomplete, last_checkpoint,
                                      mark_complete)
 from .kernels import (checkpointing_arguments, freeze_vision, fuse_adapters, fuse_gates, fuse_norms,
-                                 fuse_rotations, guard_fp16, keep_layers, run_in_float32, unpack, widen_feed_forward)
+                                 fuse_rotations, guard_fp16, keep_layers, layers_of, run_in_float32, unpack,
+                                 widen_feed_forward)
 from .loading import LoadedModel, compute_dtype
+from .processes import any_process, apart, everyone, local_rank, rank, sharded, world, writes
 from .prompts import answer_text, messages
 from .publishing import model_card
+from .sharding import name_units, whole_adapter
 from .shards import Shards
 from .tower_file import TowerMemory, tower_path
 
@@ -245,34 +248,31 @@ class Looks:
             def on_epoch_begin(_, args, state, control, **more): self.epoch.fill_(int((state.epoch or 0.) + 1e-6))
         return Passes()
 
-# %% ../nbs/02h_trainer.ipynb #b2a24a83
-def world() -> int:
-    "How many processes train together."
-    return int(os.environ.get('WORLD_SIZE', 1))
-
-def rank() -> int:
-    "Which of them this one is; the first, 0, writes and speaks."
-    return int(os.environ.get('RANK', 0))
-
-# %% ../nbs/02h_trainer.ipynb #0c595734
-def _any_process(flag: bool) -> bool:
-    "Does one of the processes say so?"
-    if world() == 1: return bool(flag)
-    import torch
-    vote = torch.tensor(float(bool(flag)), device='cuda' if torch.cuda.is_available() else 'cpu')
-    torch.distributed.all_reduce(vote, torch.distributed.ReduceOp.MAX)
-    return bool(vote)
-
 # %% ../nbs/02h_trainer.ipynb #0fa2c48c
 @contextmanager
-def stop_on_sigterm(stop: threading.Event) -> Iterator[None]:
-    "Let SIGTERM set `stop`, where Python lets signals be heard: in the main thread."
+def stop_on_signals(stop: threading.Event) -> Iterator[None]:
+    "Let SIGTERM and the first SIGINT set `stop`, where Python lets signals be heard: in the main thread."
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    ask, heard = _asking(stop), [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN: heard.pop() # a shell's background job
+    before = {number: signal.signal(number, ask) for number in heard}
     try: yield
-    finally: signal.signal(signal.SIGTERM, before)
+    finally:
+        for number, handler in before.items(): signal.signal(number, handler)
+
+def _asking(stop: threading.Event) -> Callable:
+    "The handler; a data loader's process, which inherits it, says nothing."
+    pressed: list[int] = []
+    own = os.getpid()
+    def ask(number, frame):
+        stop.set()
+        if number == signal.SIGTERM or os.getpid() != own: return
+        if pressed: raise KeyboardInterrupt
+        pressed.append(number)
+        if not local_rank(): os.write(2, b'stopping after this step; Ctrl-C again stops at once\n') # print may be busy
+    return ask
 
 # %% ../nbs/02h_trainer.ipynb #81f6e0fc
 def _stopper(hours: float, stop: threading.Event, begin: float):
@@ -288,7 +288,7 @@ def _stopper(hours: float, stop: threading.Event, begin: float):
                 control.should_save = control.should_training_stop = True
         def wanted(self) -> bool:
             late = hours and time.monotonic() - begin + 2*self.longest + 30 >= hours*3600
-            return _any_process(late or stop.is_set())
+            return any_process(late or stop.is_set())
     return Stop()
 
 # %% ../nbs/02h_trainer.ipynb #15b2af17
@@ -402,7 +402,8 @@ def _arguments(config: TrainConfig, out: Path):
         gradient_accumulation_steps=passes, max_length=None,
         save_strategy='steps', save_steps=config.save_steps, save_total_limit=None, logging_steps=1,
         logging_nan_inf_filter=False, report_to=config.reports, run_name=out.resolve().name, disable_tqdm=True,
-        ddp_find_unused_parameters=False, ddp_backend='gloo' if processes > 1 and not gpu else None,
+        ddp_find_unused_parameters=False, ddp_broadcast_buffers=False, # nothing learns in a buffer
+        ddp_backend='gloo' if processes > 1 and not gpu else None, save_on_each_node=apart(),
         remove_unused_columns=False, dataset_kwargs=dict(skip_prepare_dataset=True),
         **checkpointing_arguments(config.gradient_checkpointing, SFTConfig), **_precision(gpu), **_loader(gpu, passes))
     if args.n_gpu > 1: args._n_gpu = 1 # or transformers would split batches over them, pictures and words unlike
@@ -473,15 +474,61 @@ def _keeper(loaded: LoadedModel, config: TrainConfig):
             if config.gradient_checkpointing: keep_layers(loaded.model, loaded.tower, config.kept_layers)
     return Keeper()
 
+# %% ../nbs/02h_trainer.ipynb #2d5c2dc5
+class OwnMetrics:
+    "An accelerator that gathers nothing for metrics."
+    def __init__(self, whole): self.whole = whole
+    def gather_for_metrics(self, value, *_, **__): return value
+    def __getattr__(self, name): return getattr(self.__dict__['whole'], name)
+
+# %% ../nbs/02h_trainer.ipynb #fbe2e197
+def _refusal(work: Callable[[], None]) -> Exception | None:
+    "What the system refuses; a full disk has many names."
+    from safetensors import SafetensorError
+    try: work()
+    except (OSError, RuntimeError, SafetensorError) as e: return e
+    return None
+
+def _kept(write: Callable[[], None], folder: Path, keep: int) -> Exception | None:
+    "Write a checkpoint and mark it, or leave none; why it could not be done, in every process."
+    def mark():
+        if not writes(): return
+        mark_complete(folder)
+        forget_checkpoints(folder, keep)
+    for work in (write, mark):
+        failed = _refusal(work)
+        if not any_process(failed is not None): continue
+        if writes(): shutil.rmtree(folder, ignore_errors=True)
+        return failed or RuntimeError('another process cannot')
+    return None
+
+# %% ../nbs/02h_trainer.ipynb #6fdf219a
+def _load_whole(model: Any, checkpoint: Path):
+    "Give a model that is spread the adapter's weights of a checkpoint."
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+    with whole_adapter(model, keep=True):
+        set_peft_model_state_dict(model, load_file(checkpoint/'adapter_model.safetensors'))
+
+def _spreading(base: Any) -> type:
+    "A trainer class whose checkpoints hold a whole adapter though the model is spread."
+    class Spreading(base):
+        def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+            _load_whole(self.model, Path(resume_from_checkpoint))
+        def save_model(self, output_dir=None, _internal_call=False):
+            with whole_adapter(self.model):
+                if writes(): self._save(output_dir)
+    return Spreading
+
 # %% ../nbs/02h_trainer.ipynb #7e63d28c
 def _trainer_class(shards: Shards, out: Path, config: TrainConfig, memory: TowerMemory | None) -> type:
     "`SFTTrainer` that knows which examples its current step has seen, and whose checkpoints are whole or absent."
-    import torch
-    from safetensors import SafetensorError
     from trl import SFTTrainer
-    class Trainer(SFTTrainer):
+    base: Any = _spreading(SFTTrainer) if sharded() else SFTTrainer
+    class Trainer(base):
         rows: list = []
         data_collator: Any
+        accelerator: Any
         tower_memory = memory
         def create_scheduler(self, num_training_steps, optimizer=None):
             self.args.warmup_steps = warmup_steps(config.warmup, num_training_steps)
@@ -502,18 +549,18 @@ def _trainer_class(shards: Shards, out: Path, config: TrainConfig, memory: Tower
         def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
             check_restorable(self, Path(resume_from_checkpoint))
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+        def compute_loss(self, *args, **kwargs):
+            whole, self.accelerator = self.accelerator, OwnMetrics(self.accelerator)
+            try: return super().compute_loss(*args, **kwargs)
+            finally: self.accelerator = whole
         def _save_checkpoint(self, *args):
             folder = checkpoint_path(out, self.state.global_step)
-            try:
-                super()._save_checkpoint(*args)
-                if world() > 1: torch.distributed.barrier() # every process has written its random state
-                if rank(): return
-                mark_complete(folder)
-                forget_checkpoints(folder, config.keep)
-            except (OSError, RuntimeError, SafetensorError) as e: # a full disk has many names
-                shutil.rmtree(folder, ignore_errors=True)
-                if memory and memory.give_up(): return self._save_checkpoint(*args) # there is room now
-                raise _cannot_write(folder, out, e) from None
+            def write(): super(Trainer, self)._save_checkpoint(*args)
+            failed = _kept(write, folder, config.keep)
+            if failed is None: return
+            room = bool(writes() and memory and memory.give_up())
+            if any_process(room): return self._save_checkpoint(*args) # there is room now
+            raise _cannot_write(folder, out, failed) from None
     return Trainer
 
 # %% ../nbs/02h_trainer.ipynb #793dad11
@@ -544,7 +591,7 @@ def _speed_up(loaded: LoadedModel, config: TrainConfig):
     "Put what computes the same in less time in the place of the libraries' own."
     if config.tower_bits == 16: unpack(loaded.tower)
     widen_feed_forward(loaded.tower)
-    if config.fused:
+    if config.fused and not sharded(): # what is spread is not where our layers look for it
         for fuse in (fuse_norms, fuse_gates, fuse_rotations): fuse(loaded.base)
         fuse_adapters(loaded.model)
     freeze_vision(loaded.tower)
@@ -566,6 +613,7 @@ def make_trainer(
     lora = LoraConfig(r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout,
                       task_type='CAUSAL_LM', target_modules=loaded.backbone.lora_targets)
     looks = Looks(config.seed, config.augment)
+    name_units(layers_of(loaded.model, loaded.tower), loaded.backbone.vision)
     memory = run_memory(config, shards, out, rows)
     stopper = _stopper(config.max_hours, stop or threading.Event(), begin or time.monotonic())
     trainer = _trainer_class(shards, out, config, memory)(
@@ -590,15 +638,11 @@ def guard_trainer(
     trainer: Any, # from `make_trainer`
 ) -> list[str]:
     "Run in float32 what overflows in fp16; the names of the modules, in every process the same."
-    import torch
     batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     for name in ('rows', 'tower'): batch.pop(name, None)
     def loss(): return trainer.compute_loss(trainer.model, dict(batch)) # TRL's, for it keeps no logits
     names = guard_fp16(trainer.model, loss)
-    if world() == 1: return names
-    everyone: list = [None]*world()
-    torch.distributed.all_gather_object(everyone, names)
-    for name in sorted({name for found in everyone for name in found} - set(names)):
+    for name in sorted({name for found in everyone(names) for name in found} - set(names)):
         run_in_float32(trainer.model.get_submodule(name))
         names.append(name)
     return names

@@ -23,8 +23,10 @@ from .clips import kind_of
 from .kernels import TowerNotes
 from .loading import LoadedModel
 from .operations import Taxonomy
+from .processes import everyone, of_first, rank, sharded, world
+from .sharding import whole_adapter
 from .shards import Example, Shards, beside
-from .trainer import BEST, LINES, TrainConfig, in_kernel, rank, training_set, world
+from .trainer import BEST, LINES, TrainConfig, in_kernel, training_set
 
 # %% ../nbs/02o_watching.ipynb #8bc0596c
 def validation_split(
@@ -385,12 +387,7 @@ def _of_inputs(watch: Watch, at: list[int], inputs: dict) -> _Part:
 # %% ../nbs/02o_watching.ipynb #b6306403
 def _all_parts(mine: dict[int, tuple]) -> list[tuple]:
     "The parts of every process, in the order of the batches."
-    everyone: list = [mine]
-    if world() > 1:
-        import torch
-        everyone = [None]*world()
-        torch.distributed.all_gather_object(everyone, mine)
-    return [part for _, part in sorted({i: part for found in everyone for i, part in found.items()}.items())]
+    return [part for _, part in sorted({i: part for found in everyone(mine) for i, part in found.items()}.items())]
 
 # %% ../nbs/02o_watching.ipynb #126a0a9f
 def _give_room_back():
@@ -411,9 +408,10 @@ def _measured(watch: Watch) -> tuple[dict | None, str]:
     "Loss and metrics of the sample, and what went wrong; None when it was told to stop."
     mine = {}
     with undisturbed(watch.loaded.model), watch.trainer.accelerator.autocast():
-        for first in range(0, len(watch.batches), world()):
+        this, of = (0, 1) if sharded() else (rank(), world()) # what is spread, all ask for at the same time
+        for first in range(0, len(watch.batches), of):
             if watch.trainer.stopper.wanted(): return None, ''
-            i = first + rank()
+            i = first + this
             if i >= len(watch.batches): continue
             with watch.notes.of(i): mine[i] = _of_batch(watch, watch.batches[i])
     _give_room_back()
@@ -437,7 +435,8 @@ def validate(
     watch.rows.append(_in_order(dict(step=trainer.state.global_step, **found)))
     _log(watch)
     _tell(_line(watch.rows[-1]))
-    if not rank(): _write(watch)
+    with whole_adapter(watch.loaded.model):
+        if not rank(): _write(watch)
     _say_cost(watch, time.monotonic() - begin)
     return True
 
@@ -494,7 +493,7 @@ def catch_up(
     "Stand where the checkpoint stands."
     state = read_json(checkpoint/'trainer_state.json', 'remove this checkpoint') if checkpoint else {}
     step, of = (checkpoint_step(checkpoint), state.get('max_steps', 0)) if checkpoint else (0, 0)
-    watch.rows = _recorded(watch.out, state.get('log_history', []), step)
+    watch.rows = of_first(_recorded(watch.out, state.get('log_history', []), step)) # all decide alike
     if watch.copies and not rank() and watch.copies.path.is_dir(): watch.copies.tidy(watch.rows, step)
     if checkpoint is None or not watch.due(step, of) or any(row['step'] == step for row in watch.rows): return True
     restore(watch.trainer, checkpoint)
