@@ -2,6 +2,7 @@
 import io
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -12,15 +13,18 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
 from fastapi.testclient import TestClient
 
+from vlmtemporal import gate, serve as serving
 from vlmtemporal.api import create_app
 from vlmtemporal.basics import BadInput
 from vlmtemporal.engine import Engine
 from vlmtemporal.guard import GuardedVideo
+from vlmtemporal.intake import ServerSettings
 from vlmtemporal.loading import load_model
 from vlmtemporal.sources import Limits
 from vlmtemporal.video import ffmpeg
@@ -246,3 +250,15 @@ def test_a_terminal_is_told_that_a_model_loads(monkeypatch):
         monkeypatch.setattr(sys, 'stderr', stderr := kind())
         load_model('tiny')
         assert said in stderr.getvalue() and ('loading' in said or not stderr.getvalue())
+
+
+def test_told_to_end_while_it_loads_a_server_ends(monkeypatch):
+    "Also where the exit is lost, as Python loses what is raised in a `__del__`."
+    def loads(*_, **__):
+        with suppress(SystemExit): os.kill(os.getpid(), signal.SIGTERM)
+        return SimpleNamespace(state=SimpleNamespace(engine=SimpleNamespace(warm_up=lambda: None)))
+    monkeypatch.setattr(serving, 'create_server', loads)
+    monkeypatch.setattr(gate, 'Server', lambda *_: pytest.fail('it began to serve'))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit): serving.serve(settings=ServerSettings(port=0))
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -70,16 +70,20 @@ def warn_if_open(settings: ServerSettings):
 
 # %% ../nbs/04_serve.ipynb #7c53c8cf
 @contextmanager
-def _settled(folder: ServerFolder) -> Iterator[None]:
-    "This process is a server's, until the block ends."
+def _settled(folder: ServerFolder) -> Iterator[threading.Event]:
+    "This process is a server's, until the block ends; the event is set when it was told to end."
     places = {'TMPDIR': str(folder.path), 'GRADIO_TEMP_DIR': str(folder.path/'page')}
     before = {name: os.environ.get(name) for name in places}, tempfile.tempdir, sys.getswitchinterval()
+    ending = threading.Event()
     told = signal.getsignal(signal.SIGTERM) if threading.current_thread() is threading.main_thread() else None
     os.environ.update(places)
     tempfile.tempdir = str(folder.path)
     sys.setswitchinterval(.001)
-    if told is not None: signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)) # uvicorn raises it when all have gone
-    try: yield
+    def end(*_): # uvicorn raises the signal again when all have gone; while a model is loaded an exit may be lost
+        ending.set()
+        sys.exit(0)
+    if told is not None: signal.signal(signal.SIGTERM, end)
+    try: yield ending
     finally:
         for name, value in before[0].items(): os.environ.update({name: value}) if value else os.environ.pop(name, None)
         tempfile.tempdir = before[1]
@@ -127,9 +131,10 @@ def serve(
     warn_if_open(settings)
     taken, folder = _bound(settings), ServerFolder()
     try:
-        with _settled(folder):
+        with _settled(folder) as ending:
             app = create_server(model, adapter, settings, folder, live=live, taxonomy=taxonomy)
             _warm(app.state.engine)
+            if ending.is_set(): sys.exit(0)
             print(f'ready: http://{settings.host}:{taken.getsockname()[1]}', file=sys.stderr, flush=True)
             config, visitors, engine = uvicorn_config(app, settings), app.state.visitors, app.state.engine
             Server(config, settings, visitors, engine.close, partial(_fall, folder) if ends else None).run([taken])
