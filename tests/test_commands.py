@@ -68,6 +68,7 @@ ELSEWHERE = (
     ('analyze VIDEO --table FILE', 'tests/test_batches.py', "'analyze', folder/'monday.mp4', '--table'"),
     ('analyze FOLDER --engine ray', 'tests/test_cluster.py', "'--engine', 'ray', '--address', nodes.address"),
     ('eval OUT REPORT --model openai:URL', 'tests/test_served.py', "'--model', address(server)"),
+    ('train SHARDS RUN --nodes 2 --node 0', 'tests/test_nodes.py', "'--nodes', 2, '--node', 0"),
     ('publish RUN/adapter OWNER/NAME', 'tests/test_train.py', "'publish', str(adapter), 'alice/packing'"),
     ('space OUT --push OWNER/NAME', 'tests/test_space.py', "'--push', 'alice/packing'"),
     ('live rtsp://ADDRESS', 'tests/test_live.py', 'def rtsp('),
@@ -93,6 +94,7 @@ OTHER_PROGRAMS = (
      "'--profile', profile"),
     (r'kaggle kernels push -p kaggle/\w+', 'tests/test_kaggle.py', "'kernels', 'push', '-p', kernel"),
     (r'python OUT/app\.py', 'tests/test_space.py', "there/'app.py'"),
+    (r'pytest tests/test_backbones\.py', 'Makefile', '-m pytest'),
     (r'python tools/picture\.py', 'tests/test_commands.py', "'picture.py'"),
 )
 
