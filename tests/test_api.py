@@ -433,9 +433,6 @@ def test_one_timeline_in_three_ways(server):
     times = {'latency_ms', 'stages_ms'}
     ways = [{k: v for k, v in d.items() if k not in times} for d in (document, json.loads(told[-1][1]), job['result'])]
     assert ways[0] == ways[1] == ways[2]
-    for took in (document, json.loads(told[-1][1]), job['result']):
-        assert took['stages_ms'].keys() == {'receive', 'wait', 'decode', 'queue', 'model'}
-        assert max(took['stages_ms'].values()) <= took['latency_ms'] + .1, 'of windows at the same time, each counted'
     found = [*document['next'].values(), *(s['probability'] for s in document['segments'])]
     assert found and all(p == round(p, 6) for p in found)
     assert server.is_free(1)

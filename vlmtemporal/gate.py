@@ -403,6 +403,7 @@ class Server(_Ending):
 # %% ../nbs/04f_gate.ipynb #a0056bd7
 class _Lines(H11Protocol):
     "uvicorn's connection, which says in JSON what it cannot read."
+    is_refused = False
     def send_400_response(self, msg: str):
         "431 for headers that do not end, 400 for anything else that is no HTTP."
         most = self.config.h11_max_incomplete_event_size or 0
@@ -414,7 +415,12 @@ class _Lines(H11Protocol):
         answer = h11.Response(status_code=status, headers=headers, reason=HTTPStatus(status).phrase.encode())
         for event in (answer, h11.Data(data=body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b'')
-        self.transport.close()
+        if self.transport.can_write_eof(): self.transport.write_eof()
+        self.is_refused = True
+        self.loop.call_later(_LINGER, self.transport.close) # at once, what is on its way would take the answer with it
+    def data_received(self, data: bytes):
+        "What comes after a refusal is dropped."
+        if not self.is_refused: super().data_received(data)
 
 # %% ../nbs/04f_gate.ipynb #7b0c4947
 def uvicorn_config(
