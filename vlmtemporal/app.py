@@ -573,7 +573,9 @@ def _blocks() -> type:
     class Page(gr.Blocks):
         async def preprocess_data(self, *args: Any, **options: Any) -> Any:
             try: return await super().preprocess_data(*args, **options)
-            except Exception: raise gr.Error(_UNFIT, print_exception=False) from None
+            except Exception as e:
+                _log.warning('the page cannot use what was sent (%s)', type(e).__name__)
+                raise gr.Error(_UNFIT, print_exception=False) from None
     return Page
 
 _UNFIT = 'the page cannot use what was sent; send a video with gradio_client.handle_file'
