@@ -162,12 +162,15 @@ def test_old_names_work_and_warn(what, cli, video):
 def test_old_names_of_build(cli, mock, tmp_path):
     "The same shards to the byte."
     common = ('build', mock, 'shards', '--split', 'train', '--max-clips', 3, '--workers', 1)
-    old, new = ('--splits=rgb', '--lead', 1, '--boosted'), ('--protocol=rgb', '--context', 1, '--boost-boundaries')
+    old = '--splits=rgb', '--lead', 1, '--boosted'
+    now_called = '--protocol=rgb', '--context', 1, '--boost-boundaries'
     code, out, err = cli(*common, *old, cwd=make(tmp_path/'old'))
-    now, out_now, err_now = cli(*common, *new, cwd=make(tmp_path/'new'))
+    now, out_now, err_now = cli(*common, *now_called, cwd=make(tmp_path/'new'))
     assert code == now == 0 and out == out_now and len(err.splitlines()) == 3 and err_now == ''
     old, new = (p/'shards'/'train'/'shard-000000.tar' for p in (tmp_path/'old', tmp_path/'new'))
     assert old.read_bytes() == new.read_bytes()
+    code, _, err = cli(*common, *now_called, cwd=tmp_path/'new')
+    assert code == 0 and err == 'shards: holds just this already, nothing is written anew\n'
 
 
 def make(folder):

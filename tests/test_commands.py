@@ -42,7 +42,7 @@ OTHERS = {
     'export': 'export run/adapter served --for vllm',
     'gguf': f'export run/adapter gguf --for gguf --converter {ROOT/"tests"/"converter.py"}',
     'predict': 'predict videos/person0.mp4 --model tiny --adapter run/adapter --start 3 --json',
-    'analyze': 'analyze videos/person0.mp4 --stride 6 --export elan',
+    'analyze': 'analyze videos/person0.mp4 --model tiny --adapter run/adapter --stride 6 --export elan',
     'predict many': 'predict videos',
     'analyze many': 'analyze videos --stride 10',
     'live': 'live videos/person0.mp4 --seconds 1 --json',
@@ -60,6 +60,7 @@ LEFT = {'sample': 'frames.png', 'view': 'pages/index.html', 'normalise': 'small'
 # ---- what other tests run: (a command, the file, what stands in it) --------------------------------------------------
 ELSEWHERE = (
     ('serve', 'tests/test_serve.py', "'serve', '--port'"),
+    ('twin OUT', 'tests/test_cli.py', "cli('twin', tmp_path/'twin'"),
     ('demo OUT', 'nbs/04i_demo.ipynb', 'run_demo('),
     ('build ROOT OUT --protocol rgb --context 1', 'tests/test_cli.py', "'--protocol=rgb', '--context', 1"),
     ('build ROOT OUT --engine ray', 'tests/test_cluster.py', "'--engine', 'ray'"),
@@ -87,6 +88,7 @@ TARGETS = { # of make
     'demo': ('nbs/04i_demo.ipynb', 'run_demo('),
     'test': ('Makefile', '-m pytest'), # this is it
     'lint': ('Makefile', 'test: lint'),
+    'setup': ('Makefile', 'lint: setup'),
     'readme': ('tests/test_house.py', 'readme'),
     'kaggle-check': ('tests/test_kaggle.py', 'VLMTEMPORAL_KAGGLE_CHECK'),
     'serve-check': ('tests/test_storm.py', 'VLMTEMPORAL_SERVE_CHECK'),

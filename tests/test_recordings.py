@@ -337,7 +337,9 @@ def test_what_view_made_is_no_recording(folder):
 def test_overlaps_are_a_question_then_a_rule(folder):
     (folder/'ben'/'box 1.csv').write_text('start,end,label\n0,5,cut\n4,9.5,glue\n7,7,cut\n')
     found = init(folder)
-    assert any('1 of about 6 neighbouring labels overlap, 1.0 s in all' in q for q in found.questions)
+    asked, = found.questions
+    assert asked.startswith('1 of 6 labels overlaps the one before, 1.0 s in all') and found.rows[1][6] == '2'
+    assert "ben/box 1.csv, line 3: 'glue' overlaps 'cut' (ben/box 1.csv, line 2) by 1.00 s" in asked
     message = refusal(sessions, folder)
     assert "line 3: 'glue' overlaps 'cut'" in message and 'line 2' in message and 'by 1.00 s' in message
     rewrite(folder, 'overlaps: refuse', 'overlaps: split at the middle')
@@ -531,3 +533,52 @@ def test_a_folder_of_openpack_that_is_not_whole(mock, tmp_path):
         assert 'add U0101/annotation/openpack-operations/S0100.csv' in refusal(refused, tmp_path)
     alone = next(tmp_path.rglob('*.mp4')).parent
     assert 'holds 1 video and no labels' in refusal(init, alone)
+
+
+def table(rows): return 'start;end;label\n' + ''.join(f'{i},0;{i},9;{name}\n' for i, name in enumerate(rows))
+
+
+def test_a_slip_of_the_fingers_is_a_question(folder):
+    "A label of one row that is nearly one of many; names that differ in digits are none."
+    (folder/'anna'/'box 1.csv').write_text(table(['Ware einlegen']*5 + ['Ware einlegn', 'Tape 2']))
+    (folder/'ben'/'box 1.csv').write_text(table(['Tape 1']*5 + ['kleben ', 'Kleben', 'Kleben']))
+    (folder/'cem'/'box 1.csv').write_text(table(['Ware einlegen']*4))
+    found = init(folder)
+    asked, = found.questions
+    rows = '`Ware einlegn` (1 row, anna/box 1.csv, line 7) is nearly `Ware einlegen` (9 rows)'
+    assert asked.startswith(f'{rows}: the same?')
+    assert 'Kleben' in found.project.taxonomy.names and 'kleben' not in found.project.taxonomy.names
+
+
+def test_what_becomes_of_the_taxonomy_is_said(folder, tmp_path):
+    "A second look, operations that are old, and what a second build does."
+    init(folder)
+    assert 'taxonomy.yaml stays and is used again, unless you remove it' in refusal(init, folder)
+    (folder/FILE).unlink()
+    (folder/'taxonomy.yaml').write_text((folder/'taxonomy.yaml').read_text() + '- name: solder\n')
+    said = '\n'.join(init(folder).said)
+    assert 'taxonomy.yaml was there and is used as it is' in said
+    assert 'lists solder, which no label has anywhere' in said
+    heard = []
+    for seed in (0, 0, 1):
+        with pytest.warns(VLMTemporalWarning, match='lists solder, which no label has anywhere'):
+            build(folder, tmp_path/'out', 'train', UNIFORM, seed=seed, say=heard.append)
+    assert ['holds just this already' in heard[0], 'train, made of other' in heard[1], len(heard)] == [True, True, 2]
+
+
+def test_a_table_in_the_encoding_of_excel(folder):
+    "The sentence begins with the cause; that no labels were found follows from it."
+    for p in folder.rglob('*.csv'): p.unlink()
+    (folder/'Tätigkeiten.csv').write_bytes('Datei;Start;Ende;Tätigkeit\nx;0;1;öffnen\n'.encode('cp1252'))
+    message = refusal(init, folder)
+    assert message.startswith(f'{folder}/Tätigkeiten.csv, line 1: byte 0xe4 cannot be read as utf-8; it is not UTF-8')
+    assert 'in Excel: Save As, "CSV UTF-8"' in message
+
+
+def test_work_in_a_log_is_a_line_a_minute(monkeypatch, capsys):
+    "Here a minute is no time: every step has its line."
+    from vlmtemporal import basics
+    assert list(basics.progress([1, 2], 'cutting')) == [1, 2] and capsys.readouterr().err == ''
+    monkeypatch.setattr(basics, '_EVERY', 0.)
+    with basics.progress(None, 'cutting', 4) as bar: bar.update(3)
+    assert capsys.readouterr().err.startswith('cutting: 3 of 4 after 0 min')

@@ -9,9 +9,10 @@ __all__ = ['VLMTemporalError', 'VLMTemporalWarning', 'BadInput', 'shown', 'numbe
            'hold_alone', 'cache_dir', 'Picture', 'markdown_table']
 
 # %% ../nbs/00a_basics.ipynb #4e54f4d7
-import base64, codecs, errno, gzip, hashlib, io, json, os, re, shutil, signal, sys, tempfile, zlib
+import base64, codecs, errno, gzip, hashlib, io, json, os, re, shutil, signal, sys, tempfile, time, zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from numbers import Integral, Real
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -272,14 +273,45 @@ def rng(
     digest = hashlib.sha256(repr(keys).encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:8], 'little'))
 
+# %% ../nbs/00a_basics.ipynb #1b26ea6f
+def _so_far(what: str, n: float, total: int | None, seconds: float) -> str:
+    "How far work is after so many seconds, in a line."
+    if not total: return f'{what}: {n} after {seconds/60:.0f} min'
+    left = f', {seconds/n*(total - n)/60:.0f} min left' if n else ''
+    return f'{what}: {n} of {total} after {seconds/60:.0f} min{left}'
+
+# %% ../nbs/00a_basics.ipynb #7fae7679
+_EVERY = 60. # seconds between two lines
+
+@cache
+def _lines() -> type:
+    "A bar for a log: a line every so many seconds, and none of what takes less."
+    from tqdm import tqdm
+    class Lines(tqdm):
+        n: float
+        def __init__(self, items: Iterable | None, desc: str, total: int | None):
+            super().__init__(items, total=total, disable=True)
+            self.what, self.begin, self.said = desc, time.monotonic(), time.monotonic()
+        def __iter__(self) -> Iterator:
+            for item in self.iterable:
+                yield item
+                self.update()
+        def update(self, n: float | None = 1):
+            self.n, now = self.n + (n or 0), time.monotonic()
+            if now - self.said < _EVERY: return
+            self.said = now
+            print(_so_far(self.what, self.n, self.total, now - self.begin), file=sys.stderr, flush=True)
+    return Lines
+
 # %% ../nbs/00a_basics.ipynb #321b58fa
 def progress(
     items: Iterable | None,   # what is worked through; None: the caller counts by `update`
     desc: str,                # what the work is, a word or two
     total: int | None = None, # how many there are, when `items` cannot say
 ) -> 'tqdm':
-    "Iterate over `items` with rate and time left on stderr; quiet when stderr is no terminal."
+    "Iterate over `items` with time left on stderr: a bar in a terminal, a line a minute in a log, none in notebooks."
     from tqdm import tqdm
+    if not sys.stderr.isatty() and 'ipykernel' not in sys.modules: return _lines()(items, desc, total)
     return tqdm(items, desc=desc, total=total, file=sys.stderr, disable=None, dynamic_ncols=True, leave=False)
 
 # %% ../nbs/00a_basics.ipynb #0c5f97df

@@ -342,7 +342,8 @@ def build(
                   max_clips=max_clips, seed=seed,
                   workers=workers or os.cpu_count() or 1, kinds=tuple(k.strip() for k in clips.split(',')),
                   boost_boundaries=boost_boundaries, protocol=protocol, hard_jitter=hard_jitter,
-                  trusted=trusted == Trust.yes, engine=engine, address=address)
+                  trusted=trusted == Trust.yes, engine=engine, address=address,
+                  say=lambda line: typer.echo(line, err=True))
     for line in [line for b in built for line in _built(b)]: typer.echo(line)
     url = url_of_path(out)
     if url: typer.echo(f'to look at: vlmtemporal export {url} samples --format samples')

@@ -6,7 +6,7 @@
 __all__ = ['Built', 'build']
 
 # %% ../nbs/01_dataset.ipynb #312bc790
-import os, shutil, zipfile
+import os, shutil, warnings, zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -14,7 +14,8 @@ from pathlib import Path
 
 from . import __version__
 from vlmtemporal.basics import (
-    BadInput, VLMTemporalError, atomic_dir, check_number, hold_alone, json_hash, read_json, rng, writing,
+    BadInput, VLMTemporalError, VLMTemporalWarning, atomic_dir, check_number, hold_alone, json_hash, read_json, rng,
+    writing,
 )
 from .clips import (HARD_JITTER, KINDS, Clip, check_kinds, inner_boundaries, lost,
                                session_clips)
@@ -22,7 +23,7 @@ from .cluster import cluster
 from .frames import FrameSpec, cut_frames, whole_clips
 from .merging import Sizes, merged, part_sizes, make_shard, shard_jobs
 from .operations import Grammar, fill_gaps
-from .recordings import default_spec, folder_of, get_split, protocol_of, sessions
+from .recordings import default_spec, folder_of, get_split, never_labelled, protocol_of, sessions
 from .remote_files import above, address, inside, names_in, place_of, plain, remove, told, url_of, written
 from .sessions import SPLIT_NAMES, Session, fitted, person
 from .shards import (Shards, finished_index, jpeg, note_sessions, pack, source_hash, write_index,
@@ -371,6 +372,23 @@ def _tidy(settings: _Settings):
     note_sessions(settings.out, settings.root)
     shutil.rmtree(settings.out/'.parts', ignore_errors=True)
 
+# %% ../nbs/01_dataset.ipynb #50157e79
+def _state(plans: list[_SplitPlan], settings: _Settings) -> str:
+    "What a build does with what lies there, in a sentence; empty where nothing does."
+    out, there = told(settings.url) if settings.url else settings.out, names_in(settings.out/'.parts')
+    todo = [plan for plan in plans if not plan.is_built]
+    if not todo: return f'{out}: holds just this already, nothing is written anew'
+    parts = [path.name for plan in todo for _, path in plan.parts]
+    if kept := sum(name in there for name in parts):
+        return f'{out}: goes on, {kept} of {len(parts)} sessions are cut already'
+    old = ', '.join(plan.built.split for plan in todo if _is_there(plan.built.path))
+    return f'{out}: {old}, made of other recordings or with other settings, will be written anew' if old else ''
+
+def _is_there(path: str) -> bool:
+    "Are there shards?"
+    try: return bool(Shards(path).recipe)
+    except BadInput: return False
+
 # %% ../nbs/01_dataset.ipynb #d8975b72
 def build(
     root: str | Path,              # a project, or sessions in OpenPack's layout
@@ -389,6 +407,7 @@ def build(
     trusted: bool = True,          # False: recordings are decoded in child processes, where they can do no harm
     engine: str = 'local',         # or 'ray': sessions, and then shards, are tasks of a cluster
     address: str | None = None,    # of the cluster; None: one is started here, with as many cores as workers
+    say: Callable[[str], object] = lambda line: None, # hears in a line what becomes of what lies in `out`
 ) -> list[Built]:
     """Cut, sample and store every clip; a folder of shards a split. What is there is kept. Scores go to `out/scores`.
 
@@ -398,10 +417,13 @@ def build(
     check_number(workers, '--workers', 1, 1024, whole=True)
     settings = _Settings(plain(root), plain(out), spec or default_spec(root), seed, kinds, hard_jitter,
                          boost_boundaries, max_clips, max_bytes, trusted)
-    sides = _sides(sessions(root, fetch=False), split, protocol, settings.root)
+    found = sessions(root, fetch=False)
+    if unused := never_labelled(found): warnings.warn(unused, VLMTemporalWarning, stacklevel=2)
+    sides = _sides(found, split, protocol, settings.root)
     with _engine(engine, address, workers, settings) as working:
         plans = _plans(sides, settings, working)
         with _alone(settings.out, settings.url):
+            if state := _state(plans, settings): say(state)
             plans = _written(sides, plans, settings, working)
             _tidy(settings)
     return [plan.built for plan in plans]

@@ -161,7 +161,10 @@ class RawFile:
     @cached_property
     def head(self) -> str: return self.data[:2**14].decode(encoding_of(self.data), errors='replace')
     @cached_property
-    def text(self) -> str: return decoded(self.data, self.path)
+    def text(self) -> str:
+        table = self.path.suffix.casefold() in ('.csv', '.tsv', '.txt')
+        fix = 'it is not UTF-8: save it so (in Excel: Save As, "CSV UTF-8")' if table else 'save it in UTF-8'
+        return decoded(self.data, self.path, fix)
     @cached_property
     def json(self) -> Any: return parse_json(self.text, self.path)
     def line(self, number: int) -> str:

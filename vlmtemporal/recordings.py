@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FILE', 'VIDEO_SUFFIXES', 'Recording', 'ClipSettings', 'Project', 'propose_split', 'project_of', 'folder_of',
            'sessions', 'protocol_of', 'get_split', 'default_spec', 'session_of', 'videos_below', 'taxonomy_of',
-           'Proposal', 'project_text', 'look', 'init']
+           'Proposal', 'project_text', 'never_labelled', 'look', 'init']
 
 # %% ../nbs/01h_recordings.ipynb #76cc6845
 import difflib, json, re, unicodedata, warnings
@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from rapidfuzz.distance import OSA
 
 from .basics import BadInput, VLMTemporalWarning, markdown_table, progress, shown, write_text
 from .frames import DEFAULT_SAMPLER, FrameSpec, clip_frames
-from .label_rows import READERS, Label, LabelFile, counted
+from .label_rows import READERS, Label, LabelFile, counted, listed
 from .labels import read_labels
 from .openpack import check_annotated, check_level, default_protocol, get_split as openpack_split
 from .openpack import session_of as openpack_session_of, sessions as openpack_sessions
@@ -393,25 +394,28 @@ class _Files:
         raise BadInput(f'there is no video {r.video}', r.where, fix)
 
 # %% ../nbs/01h_recordings.ipynb #8d850e13
-def _session(project: Project, r: Recording, files: _Files) -> Session:
-    "The session of one entry. Raises `BadInput`, with file and line."
+def _timed(r: Recording, files: _Files) -> LabelFile:
+    "The labels of one entry in seconds of its video. Raises `BadInput`."
     contents, video = files.labels(r), files.video(r)
     called = _called(contents, r)
     labels = contents.only(called)
     timed = labels.in_seconds(_rate(labels, r, called, video))
-    if video: timed = timed.for_media(video)
+    timed = timed.for_media(video) if video else timed
+    if any(row.name for row in timed.rows): return timed
+    raise BadInput(f'{labels.path.name} has no label for {r.name or r.id}', r.where, 'label it, or take the entry out')
+
+def _session(project: Project, r: Recording, files: _Files) -> Session:
+    "The session of one entry. Raises `BadInput`, with file and line."
+    timed, video = _timed(r, files), files.video(r)
     rows = [row for row in timed.rows if row.name]
-    if not rows:
-        what = f'{labels.path.name} has no label for {r.name or r.id}'
-        raise BadInput(what, r.where, 'label it, or take the entry out')
     segments = [_segment(row, r.offset, project.taxonomy) for row in rows]
-    wheres = [row.where or f'{labels.path}, label {i + 1}' for i, row in enumerate(rows)]
+    wheres = [row.where or f'{timed.path}, label {i + 1}' for i, row in enumerate(rows)]
     found = resolve(segments, project.overlaps, wheres)
     dropped = [row.where for row in timed.dropped]
     notes = _notes(found, dropped, len(timed.rows) - len(rows))
     overlaps = found.to_dict() | dict(empty=len(dropped)) if found.overlaps or found.rounded or dropped else {}
     return Session(r.subject if project.by_person else r.id, r.id, project.taxonomy, _rounded(found.segments), (), 0.,
-                   video, labels.path, notes, overlaps, bounded=True)
+                   video, timed.path, notes, overlaps, bounded=True)
 
 def _rounded(segments: Iterable[Segment]) -> tuple[Segment, ...]:
     "Segments to the millisecond, as all sessions have them."
@@ -659,11 +663,12 @@ def _people(matches: Sequence[_Match], folder: Path) -> tuple[list[str], str]: #
 _NOTHING = 'null', 'none', 'nothing', 'background', 'bg', 'sil', 'unknown', 'other', 'no action', 'no_action', 'idle'
 
 def _words(read: Sequence[LabelFile]) -> list[str]:
-    "All labels, each once, whatever its case."
-    names = [n for labels in read for n in (*labels.names, *labels.labels) if n.strip()]
-    first: dict[str, str] = {}
-    for n in names: first.setdefault(name_key(n), ' '.join(n.split()))
-    return list(first.values())
+    "All labels, each once; of several spellings the commonest."
+    names = [' '.join(n.split()) for labels in read for n in (*labels.names, *labels.labels) if n.strip()]
+    rows = Counter(' '.join(row.name.split()) for labels in read for row in labels.rows)
+    spelt: dict[str, list[str]] = {}
+    for n in names: spelt.setdefault(name_key(n), []).append(n)
+    return [max(same, key=lambda n: rows[n]) for same in spelt.values()]
 
 def taxonomy_of(
     names: Sequence[str], # the labels found
@@ -696,7 +701,7 @@ class Proposal:
         "Write recordings.yaml, and taxonomy.yaml where it is needed and not there. Raises `BadInput` for problems."
         path = self.project.path
         if self.problems: raise BadInput(self.problems[0], None, None)
-        if path.exists(): raise BadInput('is there already', path, 'change it by hand, or remove it to begin anew')
+        if path.exists(): raise _already(path.parent)
         vocabulary = path.parent/self.project.vocabulary
         new = [vocabulary] if self.project.vocabulary not in BUILT_IN and not vocabulary.exists() else []
         if new: self.project.taxonomy.save(vocabulary)
@@ -805,9 +810,10 @@ def _row(project: Project, r: Recording, files: _Files) -> tuple[tuple[str, ...]
     info = _info(s.source) if s.source else None
     if info: fitted(s, info.duration)
     lasts = f'{info.duration:.1f} s, {info.width}x{info.height}, {info.fps:g} fps' if info else ''
-    labels = files.labels(r).labels
+    labels = _timed(r, files)
+    n = str(sum(1 for row in labels.rows if row.name))
     span = f'{s.segments[0].start:.1f} s, {s.segments[-1].end:.1f} s'
-    return (r.id, r.subject or '?', r.video or 'none', lasts, r.labels, labels.format, str(len(s.segments)), span,
+    return (r.id, r.subject or '?', r.video or 'none', lasts, r.labels, labels.format, n, span,
             str(s.overlaps.get('overlaps', 0))), s
 
 def _table(project: Project) -> tuple[list[tuple[str, ...]], list[Session], list[str]]:
@@ -829,6 +835,53 @@ def _about_rates(matches: Sequence[_Match], entries: Sequence[Recording]) -> lis
     return [f"{name}: its frames are counted at the video's {rate:g} a second; Label Studio counts 24 where its "
             '<Video> tag names no rate: write `fps: 24` then' for name, rate in found.items()]
 
+# %% ../nbs/01h_recordings.ipynb #ee4d7c19
+_TELLING = re.compile(r'\d+|\b\w{1,2}\b|[\u3400-\u9fff]') # what tells two names apart: digits, short words, ideographs
+
+def _slip(one: str, other: str) -> bool:
+    "Are two names one but for a slip of the fingers? A slip leaves the beginnings of words as they are."
+    a, b = name_key(one), name_key(other)
+    if _TELLING.findall(a) != _TELLING.findall(b): return False
+    if re.sub(r'[\W_]+', '', a) == re.sub(r'[\W_]+', '', b): return True
+    if [w[0] for w in a.split()] != [w[0] for w in b.split()]: return False
+    shorter = min(len(a), len(b))
+    most = 0 if shorter < 4 else 1 if shorter < 8 else 2
+    return OSA.distance(a, b, score_cutoff=most) <= most
+
+# %% ../nbs/01h_recordings.ipynb #7b028d90
+def _places(read: Sequence[LabelFile], taxonomy: Taxonomy, folder: Path) -> dict[str, list[str]]:
+    "Where each operation is labelled: file and line."
+    places: dict[str, list[str]] = {}
+    for row in (row for labels in read for row in labels.rows):
+        known = taxonomy.by_name(row.name)
+        if known: places.setdefault(known.name, []).append(row.where.removeprefix(f'{folder}/'))
+    return places
+
+# %% ../nbs/01h_recordings.ipynb #5997b8ca
+def _about_spelling(read: Sequence[LabelFile], taxonomy: Taxonomy, folder: Path) -> list[str]:
+    "Questions about labels of a few rows that are nearly those of many."
+    places, asked = _places(read, taxonomy, folder), []
+    for name, rare in ((n, p) for n, p in places.items() if len(p) <= 3):
+        near = [other for other, p in places.items() if len(p) >= 5*len(rare) and _slip(name, other)]
+        if not near: continue
+        other = max(near, key=lambda n: len(places[n]))
+        asked.append(f'`{name}` ({counted(len(rare), "row")}, {listed(rare)}) is nearly `{other}` '
+                     f'({len(places[other])} rows): the same? Then mend it there and in taxonomy.yaml, '
+                     'or make it an alias')
+    return asked
+
+
+# %% ../nbs/01h_recordings.ipynb #235543a5
+def _first_overlaps(project: Project, found: Sequence[Session], most: int = 3) -> list[str]:
+    "Of each recording whose labels overlap, the first overlap in `build`'s words."
+    mine, files = {s.id for s in found if s.overlaps.get('overlaps')}, _Files(project)
+    said = []
+    for r in (r for r in project.recordings if r.id in mine):
+        try: _session(project, r, files)
+        except BadInput as e: said.append(f'{e.where}: {e.what}'.replace(f'{project.folder}/', ''))
+        if len(said) == most: break
+    return said
+
 # %% ../nbs/01h_recordings.ipynb #84834b1e
 def _left_over(matches: Sequence[_Match], videos: Sequence[Path], folder: Path) -> tuple[list[str], list[str]]:
     "Questions and problems about videos and labels that do not go together."
@@ -845,16 +898,31 @@ def _left_over(matches: Sequence[_Match], videos: Sequence[Path], folder: Path) 
                         if len(both) > 1 else f'{v.relative_to(folder)}: {both[0]} has several recordings of this name')
     return questions, problems
 
-def _about_overlaps(found: Sequence[Session], files: Sequence[LabelFile], rule: str) -> list[str]:
-    "Questions about labels that overlap."
+def _about_overlaps(project: Project, found: Sequence[Session], files: Sequence[LabelFile], total: int) -> list[str]:
+    "Questions about labels, so many in all, that overlap."
     n, seconds = sum(s.overlaps.get('overlaps', 0) for s in found), sum(s.overlaps.get('seconds', 0) for s in found)
-    if not n or rule != 'refuse': return []
-    total = sum(len(s.segments) for s in found)
-    asked = [f'{n} of about {total} neighbouring labels overlap, {seconds:.1f} s in all, which `refuse` refuses; '
-             f'write `overlaps:` {", ".join(OVERLAPS[1:])}']
+    if not n or project.overlaps != 'refuse': return []
+    first = '; '.join(_first_overlaps(project, found))
+    asked = [f'{n} of {counted(total, "label")} {"overlaps" if n == 1 else "overlap"} the one before, {seconds:.1f} s '
+             f'in all, which `refuse` refuses ({first}): mend the times, '
+             f'or write `overlaps:` {", ".join(OVERLAPS[1:])}']
     tracks = {f.path.name: ', '.join(map(shown, f.tracks)) for f in files if len(f.tracks) > 1}
     return asked + [f'{name}: has the tracks {several}; name those that count with `track:`'
                     for name, several in tracks.items()][:6]
+
+# %% ../nbs/01h_recordings.ipynb #7c966c88
+def never_labelled(
+    found: Sequence[Session], # all that there are
+) -> str:
+    "A sentence about operations of a taxonomy of one's own that no label has; empty when there are none."
+    taxonomy = found[0].taxonomy if found else None
+    if taxonomy is None or taxonomy in BUILT_IN.values(): return ''
+    there = {s.operation for one in found for s in one.segments}
+    unused = [n for n in taxonomy.names if n not in there and n != taxonomy.null]
+    if not unused: return ''
+    some = ', '.join(unused[:8]) + (', ...' if len(unused) > 8 else '')
+    return (f'the taxonomy {taxonomy.name} lists {some}, which no label has anywhere; a model would still be offered '
+            f'{"it" if len(unused) == 1 else "them"}: take out what is old')
 
 # %% ../nbs/01h_recordings.ipynb #bdbb528f
 def _sides(project: Project, found: Sequence[Session]) -> dict[str, list[Session]]:
@@ -868,6 +936,7 @@ def _said(project: Project, found: Sequence[Session], how: str) -> list[str]:
     why = '' if project.by_person else ', as at least three people are needed to split by person'
     sides = '; '.join(f'{side} {len(names)}' for side, names in project.split.items())
     t = project.taxonomy
+    unused = never_labelled(found)
     said = [who, f'split by {kind}{why}: {sides}', f'taxonomy {t.name}: {len(t)} operations, null is {t.null}']
     few = {1: 'one recording can be trained on, but nothing is left to test with: film another',
            2: 'of two recordings one trains and one tests; none is left to validate with'}
@@ -875,6 +944,7 @@ def _said(project: Project, found: Sequence[Session], how: str) -> list[str]:
     shared = shared_people_warning(project.people(project.split))
     lacks = lacking_labels(_sides(project, found))
     said += [shared] if shared else []
+    said += [unused] if unused and len(found) == n else []
     return said + [f'{side} lacks {counted(len(names), "label")}: {", ".join(names[:8])}'
                    + (', ...' if len(names) > 8 else '') for side, names in lacks.items() if names]
 
@@ -888,11 +958,16 @@ def _file_notes(read: Sequence[LabelFile]) -> list[str]:
             for note, names in by_note.items()][:20]
 
 # %% ../nbs/01h_recordings.ipynb #eb17c247
+def _already(folder: Path) -> BadInput:
+    "The complaint about a folder that is a project already."
+    both = '; taxonomy.yaml stays and is used again, unless you remove it, too'
+    fix = f'change it by hand, or remove it to begin anew{both if (folder/"taxonomy.yaml").exists() else ""}'
+    return BadInput('is there already', folder/FILE, fix)
+
 def _check_folder(folder: Path):
     "Refuse what cannot become a project."
     if not folder.is_dir(): raise BadInput('no such folder', folder, 'give the folder of your videos and labels')
-    if (folder/FILE).exists():
-        raise BadInput('is there already', folder/FILE, 'change it by hand, or remove it to begin anew')
+    if (folder/FILE).exists(): raise _already(folder)
     if any(folder.glob('U*/annotation/openpack-operations/S*.csv')):
         raise BadInput("is laid out as OpenPack's", folder, 'every command takes it as it is')
     check_level(folder)
@@ -931,8 +1006,11 @@ def look(
     tried = replace(project, overlaps='later wins' if overlaps == 'refuse' else overlaps)
     rows, found, bad = _table(tried)
     said = _said(project, found, how) + _file_notes(used)
+    if not taxonomy and vocabulary not in BUILT_IN and (folder/vocabulary).exists():
+        said.append(f'{vocabulary} was there and is used as it is; remove it to have it made of the labels anew')
     if alone: said.append(f'left alone, as no reader of labels takes them: {"; ".join(alone[:5])}')
-    questions += (_about_rates(matches, entries) if fps is None else []) + _about_overlaps(found, used, overlaps)
+    questions += (_about_rates(matches, entries) if fps is None else []) + _about_spelling(used, words, folder)
+    questions += _about_overlaps(project, found, used, sum(int(row[6]) for row in rows))
     return Proposal(project, _HEAD, tuple(rows), tuple(said), tuple(questions), tuple([*problems, *wrong, *bad]))
 
 # %% ../nbs/01h_recordings.ipynb #54ed017f
@@ -947,6 +1025,8 @@ def _nothing(folder: Path, videos: Sequence[Path], read: Sequence[LabelFile], pr
         return BadInput(f'holds {n} and {counted(len(read), "labels file")}, none of which fits', folder,
                         f'{read[0].path.name}: {fix}')
     check_annotated(folder)
+    table = next((said for said in alone if 'cannot be read as utf' in said), '')
+    if table: return BadInput(table)
     tried = f' (no labels: {alone[0]})' if alone else ''
     return BadInput(f'holds {n} and no labels{tried}', folder,
                     'put labels beside the videos: a CSV with the columns start, end and label will do')
