@@ -1,8 +1,8 @@
 """`vlmtemporal` in a process of its own, without the seconds in which a process imports torch: one process has imported
 the libraries, and is forked for each command. Who starts a command starts a small one that hands over its arguments,
-folder, environment and open files, passes signals on, and ends as the command does. Without Linux, and for what a start
-itself is about, there is `FRESH`."""
-import fcntl, json, os, signal, socket, subprocess, sys, tempfile
+folder, environment, limits and open files, passes signals on, and ends as the command does. Without Linux, and for what
+a start itself is about, there is `FRESH`."""
+import fcntl, json, os, resource, signal, socket, subprocess, sys, tempfile
 from pathlib import Path
 
 FRESH = str(Path(sys.executable).parent/'vlmtemporal')
@@ -121,6 +121,8 @@ def _become(request: dict, files: list, others: list) -> dict:
     os.chdir(request['folder'])
     os.environ.clear()
     os.environ.update(request['environment'])
+    for name, soft in request['limits'].items():
+        resource.setrlimit(getattr(resource, name), (soft, resource.getrlimit(getattr(resource, name))[1]))
     return request
 
 
@@ -153,7 +155,9 @@ def ask(address: str, program: list):
         signal.signal(number, lambda number, _: os.kill(pid, signal.SIGKILL if number == signal.SIGUSR1 else number))
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(address)
-    request = json.dumps(dict(program=program, folder=os.getcwd(), environment=dict(os.environ))).encode() + b'\0'
+    limits = {n: resource.getrlimit(getattr(resource, n))[0] for n in dir(resource) if n.startswith('RLIMIT_')}
+    asked = dict(program=program, folder=os.getcwd(), environment=dict(os.environ), limits=limits)
+    request = json.dumps(asked).encode() + b'\0'
     sent = socket.send_fds(connection, [request], [0, 1, 2])
     connection.sendall(request[sent:])
     answers = connection.makefile('rb')

@@ -433,7 +433,30 @@ def test_one_timeline_in_three_ways(server):
     times = {'latency_ms', 'stages_ms'}
     ways = [{k: v for k, v in d.items() if k not in times} for d in (document, json.loads(told[-1][1]), job['result'])]
     assert ways[0] == ways[1] == ways[2]
+    found = [*document['next'].values(), *(s['probability'] for s in document['segments'])]
+    assert found and all(p == round(p, 6) for p in found)
     assert server.is_free(1)
+
+
+@pytest.mark.parametrize('size', [70_000, 200_000, 400_000])
+def test_headers_have_an_end_whether_they_come_at_once_or_not(server, size):
+    "uvicorn refuses only what has not come whole; a header is refused in one piece, too."
+    for pieces in (1, 2):
+        text = b'GET /livez HTTP/1.1\r\nHost: x\r\nX-Long: ' + b'x'*size + b'\r\n\r\n'
+        half = len(text)//pieces
+        with opened(server) as line:
+            with suppress(ConnectionError):
+                line.sendall(text[:half])
+                time.sleep(.05*(pieces - 1))
+                line.sendall(text[half:])
+            with suppress(ConnectionError): said = b''.join(iter(lambda line=line: line.recv(65536), b''))
+        assert said.startswith(b'HTTP/1.1 431 ') and b'{"detail":' in said and b'larger than 64 KiB' in said
+    assert WEB.get(f'{server.url}/livez', headers={'X-Long': 'x'*60_000}).status_code == 200
+
+
+def test_what_is_no_http_is_answered_in_json(server):
+    with opened(server, b'hello\r\n\r\n') as line: said = b''.join(iter(lambda: line.recv(4096), b''))
+    assert said.startswith(b'HTTP/1.1 400 ') and said.endswith(b'{"detail": "this is no HTTP"}')
 
 
 def test_a_job_can_be_ended_and_outlives_its_connection(server):

@@ -147,6 +147,21 @@ def test_programs_call_the_page_by_name(engine, url, tmp_path):
     assert not engine.in_use
 
 
+def test_what_a_program_sends_by_mistake_is_told_in_a_sentence(engine, url, capfd):
+    "A start before the video or that is no number, a video that is none: no traceback in the log."
+    from gradio_client import Client, handle_file
+    client, file = Client(url, verbose=False), handle_file(TAPE)
+    for start in (-1., 1e9, 'abc', [1]):
+        with pytest.raises(Exception, match='is no time at which a clip can begin; give seconds from 0'):
+            client.predict(file, start, api_name='/clip')
+    for video in (5, 'abc'):
+        for name, rest in (('/clip', (0,)), ('/video', ())):
+            with pytest.raises(Exception, match='the page cannot use what was sent'):
+                client.predict(video, *rest, api_name=name)
+    client.close()
+    assert 'Traceback' not in ''.join(capfd.readouterr())
+
+
 def test_a_path_is_no_upload(url):
     "Neither the page's own calls nor the named ones take a file that nobody has uploaded."
     file = dict(path='/etc/passwd', meta=dict(_type='gradio.FileData'))

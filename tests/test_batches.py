@@ -69,6 +69,8 @@ def test_a_line_a_file(folder, tmp_path):
     code, out, err, _ = vlmtemporal('predict', folder, 'gone.mp4', '--start', 20, '--json')
     lines = [json.loads(line) for line in out.splitlines()]
     assert code == 1 and '2 of 4 videos are answered, a line each in predictions.jsonl' in err
+    counted = [line.partition(':')[0] for line in err.splitlines() if ' done: ' in line]
+    assert counted == [f'{n} of 4 done' for n in (1, 2, 3, 4)]
     names = ['in/broken.mp4', 'in/line 2/tuesday.mp4', 'in/monday.mp4', 'gone.mp4']
     assert [line['video'] for line in lines] == names
     assert ['error' in line for line in lines] == [True, False, False, True]

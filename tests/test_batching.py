@@ -36,6 +36,18 @@ def test_each_gets_his_own_answer_whoever_else_leaves_or_fails():
     assert 'gone' in found and not len(queue) and max(queue.sizes) > 1
 
 
+def test_what_goes_on_at_once_is_counted_once():
+    "Twelve windows that wait together, each for up to .3 s, make no request that is longer than it was."
+    def work(kind, items, prepared, memory):
+        time.sleep(.1)
+        return items
+    queue, ticket, begin = Batches(lambda kind, items: None, work, most=4), Ticket(), time.perf_counter()
+    for future in queue.put(list(range(12)), '', ticket): result(future, ticket)
+    took, stages = 1000*(time.perf_counter() - begin), ticket.stages
+    assert set(stages) == {'queue', 'model'} and stages['model'] >= 300 and stages['queue'] >= 200
+    assert max(stages.values()) <= took, (stages, took)
+
+
 def test_a_clip_does_not_wait_behind_a_film():
     begun, go_on, order = threading.Event(), threading.Event(), []
     def work(kind, items, prepared, memory):

@@ -16,7 +16,7 @@ from vlmtemporal.sources import Limits, Recounted
 from vlmtemporal.video import ffmpeg
 
 TESTS = Path(__file__).parent
-GIVE = 'give a video file that plays, or a folder of frames'
+CUT = 'it is cut short, damaged or of another kind; copy it again, or give a file that plays'
 
 
 @pytest.fixture(autouse=True)
@@ -350,7 +350,7 @@ def test_commands_with_files_that_are_not_trusted(video, tmp_path, mock, cli, an
     from vlmtemporal.dataset import build
     assert cli('sample', video, '--json', '--trusted', 'no') == cli('sample', video, '--json')
     code, out, err = cli('predict', any_file, '--trusted', 'no')
-    assert (code, out) == (2, '') and err == f'error: {any_file}: cannot be decoded as video; {GIVE}\n'
+    assert (code, out) == (2, '') and err == f'error: {any_file}: cannot be decoded as video: {CUT}\n'
     assert cli('sample', video, '--trusted', 'maybe')[0] == 2
     for trusted in (True, False): build(mock, tmp_path/str(trusted), 'test', max_clips=4, trusted=trusted)
     ours, theirs = ((p for p in sorted((tmp_path/str(t)/'test').iterdir())) for t in (False, True))

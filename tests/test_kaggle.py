@@ -204,7 +204,8 @@ def test_refused_pushes(kaggle, say):
     code, _, err = say('push', 'eval')
     assert code == 2 and 'vlmtemporal kaggle setup' in err and not kaggle.calls('SaveKernel')
     code, _, err = say('push', '2', '--set', 'epoch=1')
-    assert code == 2 and "no setting 'epoch'; it has: data, model" in err and not kaggle.calls('SaveKernel')
+    assert code == 2 and "no setting 'epoch'; did you mean epochs? otherwise use one of data, model" in err
+    assert not kaggle.calls('SaveKernel')
     code, out, _ = say('push', '2', '--set', 'epochs=1', '--hours', '8', '--model', 'tiny', '--dry-run', '--json')
     assert json.loads(out)['set'] == "model = 'tiny'\nhours = 8.0\ntraining = {'epochs': 1}"
     assert not json.loads(out)['metadata']['enable_gpu']

@@ -22,7 +22,7 @@ from vlmtemporal.operations import LOGISTICS
 from vlmtemporal.samplers import get_sampler
 from vlmtemporal.shards import find_split
 from vlmtemporal.train import fit
-from vlmtemporal.trainer import TrainConfig, setting_fields, train_config
+from vlmtemporal.trainer import TrainConfig, check_run, setting_fields, train_config
 from vlmtemporal.twin import make_twin
 from vlmtemporal.video import open_video
 
@@ -129,11 +129,10 @@ def test_more_at_once_than_there_is(shards, tmp_path, monkeypatch):
     monkeypatch.setattr(train, 'load_model', lambda *_: pytest.fail('too late'))
     with pytest.raises(BadInput, match=f'micro_batch: {n + 1} examples at once are more than the {n} .*at most {n}'):
         fit(shards, tmp_path/'run', config=TrainConfig(micro_batch=n + 1))
-    monkeypatch.setenv('WORLD_SIZE', '3')
     with pytest.raises(BadInput, match='accumulation: 8 forward passes .*3 processes; give a multiple of 3'):
-        fit(shards, tmp_path/'run', config=TrainConfig())
+        check_run(TrainConfig(), n, processes=3)
     with pytest.raises(BadInput, match=f'in each of 3 processes are more .*give at most {n//3}'):
-        fit(shards, tmp_path/'run', config=TrainConfig(micro_batch=n//3 + 1, accumulation=3))
+        check_run(TrainConfig(micro_batch=n//3 + 1, accumulation=3), n, processes=3)
     assert not (tmp_path/'run').exists()
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from jinja2 import Environment
 from PIL import Image
 
-from .basics import BadInput, VLMTemporalError
+from .basics import BadInput, VLMTemporalError, shown
 from .batching import Cancelled, Ticket
 from .clips import Answer
 from .decode import Prediction
@@ -134,20 +134,27 @@ def _clip_html(
     return str(_PIECES.clip(found))
 
 # %% ../nbs/04h_app.ipynb #c4646f90
-_NOTHING = BadInput('no video is chosen', 'the page', 'choose or upload one')
+_NOTHING, _LATEST = BadInput('no video is chosen', 'the page', 'choose or upload one'), 10**6 # seconds
+
+def _seconds(start: object) -> float:
+    "Where a clip begins, as a visitor or a program said it; nothing is 0. Raises `BadInput`."
+    if start is None: return 0.
+    if isinstance(start, int | float) and not isinstance(start, bool) and 0 <= start <= _LATEST: return float(start)
+    raise BadInput(f'{shown(start)} is no time at which a clip can begin', 'start', f'give seconds from 0 to {_LATEST}')
 
 def show_clip(
     engine: Engine,
     ticket: Ticket,
     video: str | None, # path of the uploaded file
-    start: float = 0., # seconds
+    start: object = 0., # seconds
 ) -> Iterator[tuple[str, dict | None]]: # HTML; the answer, with the last one
     "What the page shows of a clip while it is asked about. Raises what the engine raises."
     if not video: raise _NOTHING
+    seconds = _seconds(start)
     check_video(video)
     yield _clip_html(engine, ticket), None
     ticket.check()
-    clip = engine.sample_upload(video, start, ticket)
+    clip = engine.sample_upload(video, seconds, ticket)
     yield _clip_html(engine, ticket, clip), None
     ticket.check()
     prediction = engine.answer(clip, ticket=ticket)
@@ -456,8 +463,7 @@ def _player(examples: Sequence[ExampleVideo]) -> tuple[Any, Any, Any]: # compone
     video = gr.Video(label='Video', sources=['upload'], buttons=[], elem_id='vt-video', height=330)
     strip = _html(elem_id='vt-strip')
     info = 'Follows the player. A video that the browser cannot play can be asked about, too.'
-    start = gr.Number(0, label='The clip begins at, seconds', info=info, minimum=0, maximum=10**6, step=.1,
-                      elem_id='vt-start')
+    start = gr.Number(0, label='The clip begins at, seconds', info=info, step=.1, elem_id='vt-start')
     choose = _html(_PIECES.examples(examples), js_on_load=_CHOOSE)
     def take(event: gr.EventData):
         example = examples[int(event.index) % len(examples)] # whoever calls may say anything
@@ -490,12 +496,12 @@ def _clip_tab(visitors: Visitors, video: Any, start: Any):
     shown = _html(elem_id='vt-clip')
     with gr.Accordion('The answer as JSON', open=False): answer = gr.JSON(show_label=False)
     def run(path, at, request: gr.Request):
-        show = lambda ticket: show_clip(engine, ticket, path, at or 0.)
+        show = lambda ticket: show_clip(engine, ticket, path, at)
         for html, found in visitors.told(request.session_hash, show, lambda problem: (problem, None), seconds):
             yield html, found, gr.Button(interactive=False)
         yield gr.skip(), gr.skip(), gr.Button(interactive=True)
     def clip(video, start, request: gr.Request):
-        show = lambda ticket: show_clip(engine, ticket, video, start or 0.)
+        show = lambda ticket: show_clip(engine, ticket, video, start)
         return _last(visitors, request.session_hash, show, seconds)
     go.click(run, [video, start], [shown, answer, go], api_visibility='private', show_progress='hidden')
     gr.on([], clip, [video, start], answer, api_name='clip', api_description='What is done in a clip, when, what next.')
@@ -560,6 +566,18 @@ def _live_tab(visitors: Visitors, video: Any, watched: _Watched | None):
     camera.stream(look, camera, shown, stream_every=.2, time_limit=3600, preprocess=False, concurrency_limit=None,
                   api_visibility='private', show_progress='hidden')
 
+# %% ../nbs/04h_app.ipynb #099a521a
+def _blocks() -> type:
+    "Gradio's `Blocks`, which refuse in one sentence what a component cannot take."
+    import gradio as gr
+    class Page(gr.Blocks):
+        async def preprocess_data(self, *args: Any, **options: Any) -> Any:
+            try: return await super().preprocess_data(*args, **options)
+            except Exception: raise gr.Error(_UNFIT, print_exception=False) from None
+    return Page
+
+_UNFIT = 'the page cannot use what was sent; send a video with gradio_client.handle_file'
+
 # %% ../nbs/04h_app.ipynb #6cf6b769
 def create_demo(
     engine: Engine,
@@ -572,7 +590,7 @@ def create_demo(
     visitors = Visitors(engine, settings)
     watched = _Watched(engine, operator_source(live)) if live else None
     def leave(request: gr.Request): visitors.leave(request.session_hash)
-    with gr.Blocks(title='vlmtemporal', analytics_enabled=False, delete_cache=(600, 3600)) as demo:
+    with _blocks()(title='vlmtemporal', analytics_enabled=False, delete_cache=(600, 3600)) as demo:
         _html(_PIECES.head(_described(engine), engine.taxonomy.operations))
         with gr.Row():
             with gr.Column(scale=4, min_width=300): video, start, strip = _player(examples)

@@ -54,6 +54,19 @@ class _Ending:
         try: yield
         finally: del self._then[number]
 
+# %% ../nbs/04a_batching.ipynb #fb4e0e32
+_Span = tuple[float, float] # begin and end, in seconds
+
+def _joined(
+    spans: list[_Span], # that do not touch
+    begin: float,
+    end: float,
+) -> list[_Span]:       # that do not touch, and cover this one, too
+    "One more span."
+    near = [(a, b) for a, b in spans if a <= end and begin <= b]
+    apart = [(a, b) for a, b in spans if a > end or begin > b]
+    return [*apart, (min([begin, *(a for a, _ in near)]), max([end, *(b for _, b in near)]))]
+
 # %% ../nbs/04a_batching.ipynb #c3012be6
 class Ticket(_Ending):
     "One request: how long it may take, where its time goes, and whether anybody still waits for it."
@@ -61,7 +74,7 @@ class Ticket(_Ending):
         seconds: float | None = None, # that it may take; None: as long as it likes
     ):
         super().__init__()
-        self.stages: dict[str, float] = {} # milliseconds by stage
+        self._spans: dict[str, list[_Span]] = {}
         self._clock: threading.Timer | None = None
         if seconds is None: return
         check_number(seconds, 'seconds', .001, 10**6)
@@ -75,15 +88,19 @@ class Ticket(_Ending):
         "The request is over, in whatever way."
         if self._clock: self._clock.cancel()
         self.cancel()
-    def add(self, stage: str, seconds: float):
-        "Time that a stage took, beside what it took before."
-        with self._lock: self.stages[stage] = self.stages.get(stage, 0.) + 1000*seconds
+    def add(self, stage: str, begin: float, end: float):
+        "Something of this request was in a stage from `begin` to `end`, as `time.perf_counter` counts."
+        with self._lock: self._spans[stage] = _joined(self._spans.get(stage, []), begin, end)
+    @property
+    def stages(self) -> dict[str, float]:
+        "Milliseconds by stage in which something of the request was in it: what goes on at once counts once."
+        with self._lock: return {name: 1000*sum(b - a for a, b in spans) for name, spans in self._spans.items()}
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         "Within, the clock of a stage runs."
         begin = time.perf_counter()
         try: yield
-        finally: self.add(name, time.perf_counter() - begin)
+        finally: self.add(name, begin, time.perf_counter())
 
 # %% ../nbs/04a_batching.ipynb #3db8bd11
 def result(
@@ -230,8 +247,8 @@ Prepared = tuple[Any, Exception | None]
 
 def _deliver(waiting: _Waiting, found: Any, begun: float):
     "Hand over a result or an error, if anybody still waits for it."
-    waiting.ticket.add('queue', begun - waiting.since)
-    waiting.ticket.add('model', time.perf_counter() - begun)
+    waiting.ticket.add('queue', waiting.since, begun)
+    waiting.ticket.add('model', begun, time.perf_counter())
     if not waiting.future.set_running_or_notify_cancel(): return
     if isinstance(found, Exception): waiting.future.set_exception(found)
     else: waiting.future.set_result(found)

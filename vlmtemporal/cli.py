@@ -911,11 +911,15 @@ def _say_lines(found, text: Callable[[dict], str], as_json: bool, bar: Any, keep
         out.flush()
     return failed
 
-def _counting(found, bar: Any):
-    "The same, counted as they come."
-    for one in found:
+def _counting(found, bar: Any, videos: list[Path]):
+    "The same, counted as they come: in the bar, and where stderr is no terminal and has none, in a line a video."
+    def tell(text: str):
+        if bar.disable: typer.echo(text, err=True)
+    tell(f'{len(videos)} videos; each is counted here when it is done, the answers come in the order of the videos')
+    for n, (i, line) in enumerate(found, 1):
         bar.update()
-        yield one
+        tell(f'{n} of {len(videos)} done: {line["video"]}')
+        yield i, line
 
 # %% ../nbs/04j_cli.ipynb #fafce08a
 def _ask_all(videos: list[Path], question: Any, lines: Any, many: _Many, load: Callable, ask: Callable,
@@ -926,7 +930,7 @@ def _ask_all(videos: list[Path], question: Any, lines: Any, many: _Many, load: C
     out = sys.stdout
     with progress(None, 'videos', len(videos)) as bar:
         found = many.answers(videos, lines, load, ask, bar)
-        try: failed = _say_lines(in_order(_counting(found, bar)), text, as_json, bar, keep, out)
+        try: failed = _say_lines(in_order(_counting(found, bar, videos)), text, as_json, bar, keep, out)
         except KeyboardInterrupt:
             found.close()
             lines.again()

@@ -45,8 +45,10 @@ def _choose(container: Any, path: Path) -> Any:
     "The stream that a player shows. Raises `BadInput` when there is none."
     shown = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]
     if not shown:
-        what = 'holds a cover picture but no video' if container.streams.video else 'holds no video'
-        raise BadInput(what, path, 'give a video file that plays, or a folder of frames')
+        found = [what for what, streams in (('a cover picture', container.streams.video),
+                                            ('sound', container.streams.audio)) if streams]
+        what = f'holds {" and ".join(found)} but no video' if found else 'holds no video'
+        raise BadInput(what, path, 'give a file that shows moving pictures')
     best = container.streams.best('video')
     stream = best if best in shown else shown[0]
     if stream.codec_context is None: raise BadInput('has a codec that is not known here', path, _CONVERT)
@@ -83,11 +85,16 @@ class _Opened:
         self._bytes.close()
 
 # %% ../nbs/00d_decoding.ipynb #e6155e64
+def _undecodable(path: Path) -> BadInput:
+    "The error for a file in which there is nothing to decode."
+    return BadInput('cannot be decoded as video: it is cut short, damaged or of another kind', path,
+                    'copy it again, or give a file that plays')
+
 def _open(path: Path, limits: Limits) -> _Opened:
     "Raises `BadInput` when the file holds no video."
     try: opened = _Opened(path, limits)
     except (FFmpegError, ValueError, EOFError) as e:
-        raise BadInput('cannot be decoded as video', path, 'give a video file that plays, or a folder of frames') from e
+        raise _undecodable(path) from e
     try: _check_pixels(opened.context.width, opened.context.height, path, limits)
     except BadInput:
         opened.close()
@@ -381,7 +388,7 @@ def _first_geometry(path: Path, limits: Limits) -> _Geometry:
             _check_pixels(*geometry.size, path, limits) # a pixel may be shown ten times as wide as it is stored
             return geometry
     finally: opened.close()
-    raise BadInput('cannot be decoded as video', path, 'give a video file that plays, or a folder of frames')
+    raise _undecodable(path)
 
 # %% ../nbs/00d_decoding.ipynb #1d232365
 def _make_index(path: Path, limits: Limits, doubt: bool = False) -> _Index:

@@ -43,7 +43,10 @@ def public_message(error: BadInput) -> str:
     "What is wrong and what to do about it, without where: for people who must not see this machine's paths."
     where = str(error.where or '')
     said = '; '.join(filter(None, (error.what, error.fix)))
-    return said.replace(where, 'the file') if os.sep in where else said
+    if os.sep not in where: return said
+    return ('the file ' if said.partition(' ')[0] in _SAID_OF_A_FILE else '') + said.replace(where, 'the file')
+
+_SAID_OF_A_FILE = {'can', 'cannot', 'has', 'holds', 'is', 'may', 'needs', 'shows'} # first words, after a path
 
 # %% ../nbs/04b_engine.ipynb #e9e5f03f
 @dataclass(frozen=True)
@@ -218,6 +221,10 @@ _AHEAD = 2 # groups of windows that wait while one is answered
 
 class _Reading(_Seeing):
     "A model that is asked about many windows."
+    def _cut(self, windows: Iterator[Example], name: str, ticket: Ticket) -> list[Example]:
+        "The next batch of windows."
+        with ticket.stage('decode'):
+            return [replace(e, session=name) for e in itertools.islice(windows, self._queue.most)]
     def _answers(self, windows: Iterator[Example], ticket: Ticket) -> Iterator[tuple[list[float], list[Prediction]]]:
         "The windows' starts and answers, in groups of a batch; others are cut while one is answered."
         name, flying = f'{next(_requests)}', deque[tuple[list[float], list[Future]]]()
@@ -225,7 +232,7 @@ class _Reading(_Seeing):
             starts, futures = flying.popleft()
             return starts, [result(f, ticket) for f in futures]
         try:
-            while some := [replace(e, session=name) for e in itertools.islice(windows, self._queue.most)]:
+            while some := self._cut(windows, name, ticket):
                 ticket.check()
                 flying.append(([e.start for e in some], self.ask(some, ticket)))
                 if len(flying) > _AHEAD: yield landed()
@@ -269,7 +276,7 @@ class _Following(_Reading):
         with ExitStack() as stack:
             for places in (self._films, self._decoding): stack.enter_context(turn(places, ticket))
             stack.enter_context(ticket.on_cancel(stop))
-            with _blamed(video, ticket, trusted):
+            with ticket.stage('decode'), _blamed(video, ticket, trusted):
                 source = open_video(video, limits=limits, trusted=trusted, stop=stop)
             yield from self._read(source, spec, stride, ticket, trusted)
 

@@ -12,14 +12,17 @@ from base64 import b64decode
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from http import HTTPStatus
 from typing import Any
 
 import anyio
+import h11
 import prometheus_client as prometheus
 import uvicorn
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .batching import Busy
 from .engine import Engine
@@ -139,8 +142,15 @@ class Visitors(set[_Answered]):
         for body in list(self):
             if all or '/heartbeat/' in body.scope['path']: body.end()
 
+def _check_headers(scope: dict, settings: ServerSettings):
+    "Raises `HTTPException`, 431, for headers that are too large, the address among them."
+    parts = [text for pair in scope['headers'] for text in pair]
+    size = sum(map(len, (*parts, scope.get('raw_path') or b'', scope.get('query_string', b''))))
+    if size <= settings.header_kib*1024: return
+    raise HTTPException(431, f'the headers are larger than {settings.header_kib} KiB')
+
 class Bounded:
-    "Bodies with an end in bytes and in time, and clients that are noticed when they leave."
+    "Headers and bodies with an end in bytes and in time, and clients that are noticed when they leave."
     def __init__(self, app: Any, settings: ServerSettings, visitors: Visitors | None = None):
         self.app, self.settings, self.visitors = app, settings, Visitors() if visitors is None else visitors
     async def __call__(self, scope, receive, send):
@@ -149,6 +159,7 @@ class Bounded:
         body = _Answered(scope, receive, send, self.settings)
         self.visitors.add(body)
         try:
+            _check_headers(scope, self.settings)
             with unfinished_removed(): await self.app(scope, body.receive, body.send)
         except HTTPException as e:
             if body.started: raise
@@ -389,13 +400,35 @@ class Server(_Ending):
         for connection, (_, since) in self.stuck.items():
             if now - since > self.settings.idle_seconds: connection.transport.abort()
 
+# %% ../nbs/04f_gate.ipynb #a0056bd7
+class _Lines(H11Protocol):
+    "uvicorn's connection, which says in JSON what it cannot read."
+    is_refused = False
+    def send_400_response(self, msg: str):
+        "431 for headers that do not end, 400 for anything else that is no HTTP."
+        most = self.config.h11_max_incomplete_event_size or 0
+        status = 431 if len(self.conn.trailing_data[0]) > most else 400
+        said = f'the headers are larger than {most//1024} KiB' if status == 431 else 'this is no HTTP'
+        body = json.dumps(dict(detail=said)).encode()
+        headers = [(b'content-type', b'application/json'), (b'content-length', b'%d' % len(body)),
+                   (b'connection', b'close')]
+        answer = h11.Response(status_code=status, headers=headers, reason=HTTPStatus(status).phrase.encode())
+        for event in (answer, h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b'')
+        if self.transport.can_write_eof(): self.transport.write_eof()
+        self.is_refused = True
+        self.loop.call_later(_LINGER, self.transport.close) # at once, what is on its way would take the answer with it
+    def data_received(self, data: bytes):
+        "What comes after a refusal is dropped."
+        if not self.is_refused: super().data_received(data)
+
 # %% ../nbs/04f_gate.ipynb #7b0c4947
 def uvicorn_config(
     app: Any, # the application
     settings: ServerSettings,
 ) -> uvicorn.Config:
     "What uvicorn is told: our log instead of its own, headers with an end, no protocol that the application lacks."
-    return uvicorn.Config(app, host=settings.host, port=settings.port, http='h11', ws='none', access_log=False,
+    return uvicorn.Config(app, host=settings.host, port=settings.port, http=_Lines, ws='none', access_log=False,
                           log_config=log_config(settings), server_header=False,
                           h11_max_incomplete_event_size=settings.header_kib*1024,
                           timeout_graceful_shutdown=int(settings.drain_seconds) + 1)

@@ -43,7 +43,8 @@ class ServerSettings:
     body_seconds: Annotated[_Time, Field(description='seconds for an upload, apart from what body_kib allows')] = 20.
     body_kib: Annotated[_Time, Field(description='KiB of an upload that earn it another second')] = 32.
     page_mib: Annotated[_Time, Field(description='MiB of videos that the page keeps for its visitors')] = 4096.
-    header_kib: Annotated[_Count, Field(le=1024, description="KiB of a request's headers")] = 64
+    header_kib: Annotated[_Count, Field(le=1024, description="KiB of a request's headers, the address "
+                                             'among them')] = 64
     idle_seconds: Annotated[_Time, Field(description='seconds that a connection may lie idle')] = 15.
     predict_seconds: Annotated[_Time, Field(description='seconds for one prediction, upload included')] = 300.
     analyze_seconds: Annotated[_Time, Field(description='seconds for a whole video, upload included')] = 3600.

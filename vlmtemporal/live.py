@@ -54,7 +54,7 @@ class Moment:
         "JSON's shape, with the last three segments and no picture."
         last = [dict(operation=s.operation, start=round(s.start, 2), end=round(s.end, 2)) for s in self.segments[-3:]]
         return dict(time=round(self.time, 2), state=self.state, operation=self.operation,
-                    probability=round(self.probability, 4), next={n: round(p, 4) for n, p in self.next.items()},
+                    probability=round(self.probability, 6), next={n: round(p, 6) for n, p in self.next.items()},
                     behind=round(self.behind, 2), settled=round(self.settled, 2), segments=last, windows=self.windows,
                     dropped=self.dropped, message=self.message)
 

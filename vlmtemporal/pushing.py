@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .basics import BadInput, read_json, write_json, write_text
+from .basics import BadInput, one_of, read_json, write_json, write_text
 from .samplers import get_sampler
 from .sessions import check_rule
 
@@ -123,6 +123,12 @@ def injected(notebook: dict) -> str:
              if c.get('id') == 'injected' or 'injected-parameters' in (c.get('metadata') or {}).get('tags', ()))
     return next(map(_source, found), '').strip()
 
+def _offer(name: str, known: list[str]) -> str:
+    "What to write instead; the settings of a training are taken where the notebook has a training."
+    from vlmtemporal.trainer import TrainConfig
+    more = [] if 'training' not in known else [k for k in TrainConfig.__dataclass_fields__ if k not in known]
+    return one_of(name, [*known, *more]) if known else 'leave it out: it has none'
+
 def with_settings(
     notebook: dict,
     values: dict[str, Any], # what Python can write down
@@ -131,7 +137,7 @@ def with_settings(
     "The notebook with these set. Raises `BadInput` for a name that it does not know."
     known = setting_names(notebook)
     for name in values:
-        if name not in known: raise BadInput(f'has no setting {name!r}', where, f'it has: {", ".join(known) or "none"}')
+        if name not in known: raise BadInput(f'has no setting {name!r}', where, _offer(name, known))
     if not values: return notebook
     at = (_settings_cell(notebook) or 0) + 1
     cell = dict(cell_type='code', id='injected', metadata=dict(tags=['injected-parameters']), execution_count=None,

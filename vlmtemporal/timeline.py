@@ -92,9 +92,9 @@ class Timeline:
     next: dict[str, float]           # operation -> probability of following the end
     def to_dict(self) -> dict:
         "What `vlmtemporal analyze --json` prints of it."
-        found = [dict(operation=s.operation, start=round(s.start, 3), end=round(s.end, 3), probability=round(p, 4))
+        found = [dict(operation=s.operation, start=round(s.start, 3), end=round(s.end, 3), probability=round(p, 6))
                  for s, p in zip(self.segments, self.probabilities)]
-        return dict(segments=found, next=self.next)
+        return dict(segments=found, next={name: round(p, 6) for name, p in self.next.items()})
     def _repr_png_(self): return plot_timeline(self).png
 
 Run = tuple[int, int, int] # class, first row, last row + 1

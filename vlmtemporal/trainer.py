@@ -24,7 +24,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from .adapters import Adapter, adapter_tensors, compare_tensors, resolve_adapter
 from .augment import as_seen
 from .backbones import public_name, weights_fingerprint
-from .basics import (BadInput, VLMTemporalError, VLMTemporalWarning, number_range, read_json, shown,
+from .basics import (BadInput, VLMTemporalError, VLMTemporalWarning, number_range, one_of, read_json, shown,
                                 why_refused)
 from .checkpoints import (check_restorable, checkpoint_path, checkpoint_step, incomplete, last_checkpoint,
                                      mark_complete)
@@ -177,7 +177,7 @@ def bad_setting(
     "The first thing that is wrong with the settings, as an error to raise."
     first, known = error.errors(include_url=False)[0], {s.name: s for s in setting_fields(config)}
     key, value = str(first['loc'][0]), first['input']
-    if key not in known: return BadInput(f'unknown setting {shown(key)}', fix=f'use one of {", ".join(known)}')
+    if key not in known: return BadInput(f'unknown setting {shown(key)}', fix=one_of(key, known))
     setting = known[key]
     examples = {bool: str(setting.default).lower(), str: setting.default or 'tensorboard'}
     example = examples.get(setting.type, setting.default)
