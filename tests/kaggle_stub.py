@@ -84,7 +84,8 @@ class Kaggle:
         return files
     def GetKernel(self, d):
         found = self.kernels.get(f"{d['userName']}/{d['kernelSlug']}")
-        return found and dict(metadata=dict(currentVersionNumber=len(found)), blob={})
+        if not found: return None
+        return dict(metadata=dict(currentVersionNumber=len(found)), blob=dict(source=found[-1].body.get('text', '')))
     def SaveKernel(self, d):
         for kind in ('dataset', 'kernel', 'model'): d.setdefault(f'{kind}DataSources', []) # empty lists are not sent
         kernel = d['slug']

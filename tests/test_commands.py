@@ -74,6 +74,7 @@ ELSEWHERE = (
     ('space OUT --push OWNER/NAME', 'tests/test_space.py', "'--push', 'alice/packing'"),
     ('live rtsp://ADDRESS', 'tests/test_live.py', 'def rtsp('),
     ('kaggle setup --data videos --dry-run', 'tests/test_kaggle.py', "say('setup', '--data', videos, '--dry-run'"),
+    ('kaggle setup --data OPENPACK --wheels DIR', 'tests/test_kaggle.py', "args = *args, '--wheels'"),
     ('kaggle train --model tiny', 'tests/test_kaggle.py', "say('train', '--model', 'tiny'"),
     ('kaggle train --hours 8 --data twin --fresh --dry-run', 'tests/test_kaggle.py',
      "say('train', '--hours', '8', '--data', 'twin', '--fresh', '--dry-run'"),
@@ -81,6 +82,7 @@ ELSEWHERE = (
     ('kaggle status', 'tests/test_kaggle.py', "say('status'"),
     ('kaggle push CHAPTER --set epochs=1 --hours 8 --dry-run', 'tests/test_kaggle.py',
      "say('push', '2', '--set', 'epochs=1', '--hours', '8', '--model', 'tiny', '--dry-run'"),
+    ('kaggle push CHAPTER --anyway', 'tests/test_kaggle.py', "say('push', 'eval', '--anyway')"),
 )
 TARGETS = { # of make
     'demo': ('nbs/04i_demo.ipynb', 'run_demo('),

@@ -175,10 +175,14 @@ def test_a_public_data_set_is_refused(kaggle, say):
 def test_dry_runs_send_nothing(kaggle, say, videos):
     code, out, _ = say('setup', '--data', videos, '--dry-run', '--json')
     assert code == 0 and not json.loads(out)['data_sets'][0]['sent'] and not (videos/'recordings.yaml').exists()
-    code, out, _ = say('push', '3', '--dry-run', '--json')
-    chapters = ['alice/vlmtemporal-01-dataset', 'alice/vlmtemporal-02-train']
-    assert json.loads(out)['metadata']['kernel_sources'] == chapters
-    assert say('train', '--dry-run')[0] == 0 and not kaggle.posted
+    found = json.loads(out)['data_sets']
+    assert found[1]['contents'].startswith('3 recordings of 3 people, 6 files, '), found
+    assert '0 wheels' in found[0]['contents'] and not kaggle.kernels
+    kaggle.kernels['alice/vlmtemporal-02-train'] = [Version({}, ['COMPLETE'])]
+    code, out, err = say('push', '3', '--dry-run', '--json')
+    assert json.loads(out)['metadata']['kernel_sources'] == ['alice/vlmtemporal-02-train']
+    assert 'not pushed yet, so not attached: alice/vlmtemporal-01-dataset' in err
+    assert {call for call, _ in kaggle.posted} == {'GetKernel'}, 'it was only asked'
 
 
 def test_dry_runs_need_no_account(kaggle, say, env, videos):
@@ -203,12 +207,15 @@ def test_refused_pushes(kaggle, say):
     assert code == 2 and "no setting 'epoch'; did you mean epochs? otherwise use one of data, model" in err
     assert not kaggle.calls('SaveKernel')
     code, out, _ = say('push', '2', '--set', 'epochs=1', '--hours', '8', '--model', 'tiny', '--dry-run', '--json')
-    assert json.loads(out)['set'] == "model = 'tiny'\nhours = 8.0\ntraining = {'epochs': 1}\n"
+    assert json.loads(out)['set'] == "model = 'tiny'\nhours = 8.0\ntraining = {'epochs': 1}"
     assert not json.loads(out)['metadata']['enable_gpu']
+    kaggle.kernels |= {f'alice/vlmtemporal-{c}': [Version({}, ['COMPLETE'])] for c in ('01-dataset', '02-train')}
     code, out, _ = say('train', '--hours', '8', '--data', 'twin', '--fresh', '--dry-run', '--json')
-    assert json.loads(out)['set'] == "data = 'twin'\nhours = 8.0\n"
+    assert json.loads(out)['set'] == "data = 'twin'\nhours = 8.0"
     earlier = json.loads(out)['metadata']['kernel_sources']
-    assert earlier and not any(k.endswith('02-train') for k in earlier), 'its own last version is not attached'
+    assert earlier == ['alice/vlmtemporal-01-dataset'], 'its own last version is not attached'
+    code, out, err = say('train', '--set', 'epochs=abc', '--dry-run')
+    assert code == 2 and not out and "epochs: 'abc' is not allowed" in err, err
 
 
 RUNS = dict(url='https://www.kaggle.com/x', versionNumber=1)
@@ -256,9 +263,35 @@ def test_ctrl_c_leaves_the_run_going(ready, say, env):
     err = p.communicate(timeout=20)[1]
     assert p.returncode == 130 and 'goes on' in err and 'Traceback' not in err, err
     version = ready.kernels['alice/vlmtemporal-02-train'][0]
+    code, _, err = say('train', '--data', 'nobody/x', '--hours', '8')
+    assert code == 2 and 'does not heed --data, --hours' in err and 'without options follows it' in err, err
+    code, _, err = say('push', '2')
+    assert code == 2 and 'version 1 of 02_train is still going on' in err and '--anyway' in err, err
     trained(6)(ready, '', version)
     version.status = ['RUNNING', 'RUNNING', 'COMPLETE']
     assert say('train')[0] == 0 and len(ready.calls('SaveKernel')) == 1, 'it was followed, not pushed again'
+
+
+def test_whoever_follows_a_run_goes_on_with_its_settings(ready, say):
+    def cut_short(kaggle, kernel, version):
+        trained(3)(kaggle, kernel, version)
+        if len(kaggle.kernels[kernel]) > 1: version.status = ['QUEUED', 'ERROR']
+    ready.run = cut_short
+    assert say('push', '2', '--model', 'tiny')[0] == 0
+    code, _, err = say('train')
+    assert code == 2 and "it had set model = 'tiny'" in err and 'the same options' in err, err
+    assert len(ready.calls('SaveKernel')) == 1
+
+
+def test_an_evaluation_waits_for_what_it_needs(ready, say):
+    training, evaluation = Version({}, ['RUNNING']), Version({}, ['RUNNING'])
+    ready.kernels['alice/vlmtemporal-02-train'] = [training]
+    code, _, err = say('push', 'eval')
+    assert code == 2 and '02_train, which 03_eval needs, is still going on' in err, err
+    assert not ready.calls('SaveKernel') and say('push', 'eval', '--anyway')[0] == 0
+    training.status, ready.kernels['alice/vlmtemporal-03-eval'] = ['COMPLETE'], [evaluation]
+    code, _, err = say('pull', 'eval')
+    assert code == 2 and '`vlmtemporal kaggle status` says when it is over' in err, err
 
 
 def test_names_from_the_server_are_not_trusted(ready, say, tmp_path):

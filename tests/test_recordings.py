@@ -526,6 +526,15 @@ def test_build_takes_the_sampler_of_the_project(folder, cli, tmp_path):
         assert index['frames']['sampler'] == ['difference', 'random'][n] and index['frames']['format'] == 2
 
 
+def test_a_folder_of_openpack_that_is_not_whole(mock, tmp_path):
+    for refused in (sessions, init): assert "one person's folder of OpenPack" in refusal(refused, mock/'U0101')
+    shutil.copytree(mock/'U0101'/'kinect', tmp_path/'U0101'/'kinect')
+    for refused in (sessions, init):
+        assert 'add U0101/annotation/openpack-operations/S0100.csv' in refusal(refused, tmp_path)
+    alone = next(tmp_path.rglob('*.mp4')).parent
+    assert 'holds 1 video and no labels' in refusal(init, alone)
+
+
 def table(rows): return 'start;end;label\n' + ''.join(f'{i},0;{i},9;{name}\n' for i, name in enumerate(rows))
 
 

@@ -164,21 +164,23 @@ def _answered(client: Any, name: str, values: dict) -> Any:
 def ask(
     account: Account,
     name: str, # kernel, output or dataset
+    attempts: int = ATTEMPTS, # to reach Kaggle
     **values,  # of the question
 ) -> Any:
     "The answer to one question; None when there is no such thing. Raises `KaggleRefusal`."
     def question():
         with account.api.build_kaggle_client() as client: return _answered(client, name, values)
-    return account.call(f'asking Kaggle for a {name}', question)
+    return account.call(f'asking Kaggle for a {name}', question, attempts=attempts)
 
 # %% ../nbs/04l_account.ipynb #6f7e20fc
 def version_of(
     account: Account,
     kernel: str, # owner/slug
+    attempts: int = ATTEMPTS, # to reach Kaggle
 ) -> int | None:
     "The number of its newest version; None when there is no such kernel. Raises `KaggleRefusal`."
     owner, slug = kernel.split('/')
-    found = ask(account, 'kernel', user_name=owner, kernel_slug=slug)
+    found = ask(account, 'kernel', attempts, user_name=owner, kernel_slug=slug)
     return None if found is None else max(1, int(found.metadata.current_version_number or 1))
 
 def is_there(

@@ -1289,14 +1289,10 @@ def _account(dry: bool):
 
 def _parcels(data: Path | None, wheels: Path | None, dry: bool) -> list:
     "What is to be sent. Raises `BadInput` for recordings that cannot be trained on."
-    from vlmtemporal.recordings import FILE
-    from vlmtemporal.uploads import checked, clone, recordings_parcel, wheels_parcel
-    root = checked(data, dry, _tell) if data else None
-    found = [wheels_parcel(clone(), wheels)]
-    if root and dry and not (root/FILE).exists() and not any(root.glob('U[0-9]*/annotation')):
-        _tell(f'{root}: `setup` would write a {FILE} first, as `vlmtemporal init {root}` does')
-        return found
-    return found + ([recordings_parcel(root)] if root else [])
+    from vlmtemporal.uploads import checked, clone, planned, recordings_parcel, wheels_parcel
+    if data is None: return [wheels_parcel(clone(), wheels, _tell)]
+    recordings = planned(data, _tell) if dry else recordings_parcel(checked(data, _tell))
+    return [wheels_parcel(clone(), wheels, _tell), recordings]
 
 # %% ../nbs/04j_cli.ipynb #3ac0cb18
 @_kaggle.command('setup')
@@ -1313,10 +1309,10 @@ def kaggle_setup(
     The folder is checked first, as training will read it. One without a recordings.yaml gets one, as `init` does."""
     from vlmtemporal.uploads import metadata, send
     account = _account(dry_run)
-    found = [dict(metadata(p, account.user), holds=p.hashes, is_private=True,
+    found = [dict(metadata(p, account.user), holds=p.hashes, contents=p.contents, is_private=True,
                   sent=not dry_run and send(account, p, _tell)) for p in _parcels(data, wheels, dry_run)]
     lines = [f"{f['id']}, private: " + ('would be sent' if dry_run else 'sent' if f['sent'] else 'there already')
-             for f in found]
+             + f": {f['contents']}" for f in found]
     _emit(as_json, dict(user=account.user, dry_run=dry_run, data_sets=found),
           '\n'.join([*lines, *([] if dry_run else ['next: vlmtemporal kaggle train'])]))
 
@@ -1327,11 +1323,14 @@ def _request(account, chapter: str, data, model, hours, settings, fresh):
     from vlmtemporal.uploads import clone
     return request(clone(), chapter_of(chapter), account.user, data, model, hours, settings or (), fresh)
 
-def _show_request(asked, as_json: bool):
-    "The request, and what it sets."
-    injected = next((''.join(c['source']) for c in asked.notebook['cells'] if c['id'] == 'injected'), '')
-    value = dict(metadata=asked.metadata, set=injected, cells=len(asked.notebook['cells']))
-    _emit(as_json, value, '\n'.join([json.dumps(asked.metadata, indent=2), *(['', injected] if injected else [])]))
+def _show_request(account, asked, as_json: bool):
+    "The request as it would be sent, and what it sets."
+    from vlmtemporal.pushing import injected
+    from vlmtemporal.remote import foreseen
+    asked = foreseen(account, asked, _tell)
+    said = injected(asked.notebook)
+    value = dict(metadata=asked.metadata, set=said, cells=len(asked.notebook['cells']))
+    _emit(as_json, value, '\n'.join([json.dumps(asked.metadata, indent=2), *(['', said] if said else [])]))
 
 # %% ../nbs/04j_cli.ipynb #947f9657
 @_kaggle.command('push')
@@ -1342,16 +1341,19 @@ def kaggle_push(
     hours: Hours = None,
     settings: Chosen = None,
     fresh: Fresh = False,
+    anyway: Annotated[bool, typer.Option(
+        '--anyway', help='Even while a version of it, or the training that it needs, is going on.')] = False,
     dry_run: DryRun = False,
     as_json: Json = False,
 ):
     """Push one chapter's notebook; it runs, and what it leaves is attached to the chapters after it.
 
     No file of the repository is changed. Whatever Kaggle could not attach is an error here."""
-    from vlmtemporal.remote import push
+    from vlmtemporal.remote import check_idle, push
     account = _account(dry_run)
     asked = _request(account, chapter, data, model, hours, settings, fresh)
-    if dry_run: return _show_request(asked, as_json)
+    if dry_run: return _show_request(account, asked, as_json)
+    if not anyway: check_idle(account, asked)
     done = push(account, asked)
     value = dict(kernel=done.kernel, version=done.version, url=done.url)
     _emit(as_json, value, f'version {done.version} runs: {done.url}')
@@ -1370,12 +1372,13 @@ def kaggle_train(
     """Push chapter 2, follow its log, and push again until the training is finished.
 
     A session ends after 12 hours at most; the next one goes on from the last checkpoint. Ctrl-C leaves the run going:
-    the same command follows it again. $VLMTEMPORAL_KAGGLE_PAUSE: seconds between two looks, 15 when absent."""
+    the command without options follows it again. $VLMTEMPORAL_KAGGLE_PAUSE: seconds between two looks, else 15."""
     from vlmtemporal.remote import train
     account = _account(dry_run)
     asked = _request(account, 'train', data, model, hours, settings, fresh)
-    if dry_run: return _show_request(asked, as_json)
-    try: done = train(account, asked, _tell)
+    if dry_run: return _show_request(account, asked, as_json)
+    given = {'--data': data, '--model': model, '--hours': hours, '--set': settings, '--fresh': fresh}
+    try: done = train(account, asked, _tell, [name for name, value in given.items() if value])
     except KeyboardInterrupt:
         _tell('\nthe run goes on at Kaggle: `vlmtemporal kaggle train` follows it again, `... status` looks once')
         raise typer.Exit(130) from None

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['WORKSPACE', 'RGB', 'SPLIT', 'PROTOCOLS', 'annotation_path', 'video_path', 'frame_path', 'Row', 'read_annotation',
-           'write_annotation', 'default_protocol', 'get_split', 'read_session', 'sessions', 'session_of', 'last_begun',
-           'labels_1hz', 'SPLIT_NAMES', 'Session', 'check_split', 'leave_one_out', 'person']
+           'write_annotation', 'default_protocol', 'get_split', 'read_session', 'check_level', 'check_annotated',
+           'sessions', 'session_of', 'last_begun', 'labels_1hz', 'SPLIT_NAMES', 'Session', 'check_split',
+           'leave_one_out', 'person']
 
 # %% ../nbs/01c_openpack.ipynb #b9d90aed
 import csv, io, re, uuid
@@ -304,6 +305,23 @@ def read_session(root: str | Path, subject: str, session: str) -> Session:
     segments = tuple(Segment(r.operation, round(r.start - zero, 3), round(r.end - zero, 3)) for r in rows)
     return Session(subject, session, taxonomy, segments, tuple(r.box for r in rows), zero, source, annotation)
 
+# %% ../nbs/01c_openpack.ipynb #52f8bcd8
+_BELOW = 'annotation/openpack-operations'
+
+def check_level(root: Path):
+    "Raises `BadInput` for one person's folder of OpenPack, which lies a level too deep."
+    if not any(root.glob(f'{_BELOW}/S*.csv')): return
+    raise BadInput("is one person's folder of OpenPack", root, f'give the folder above, {root.absolute().parent}')
+
+def check_annotated(
+    root: Path, # a folder without sessions
+):
+    "Raises `BadInput` for OpenPack's layout when it has recordings alone."
+    found = next(iter(sorted(root.glob('U[0-9]*/kinect/color*/*/S*'))), None)
+    if found is None: return
+    raise BadInput("is laid out as OpenPack's, without annotations", root,
+                   f'add {found.parts[-5]}/{_BELOW}/{found.name}.csv and the like')
+
 # %% ../nbs/01c_openpack.ipynb #076d6376
 def sessions(
     root: str | Path,                        # a folder with subjects in OpenPack's layout
@@ -315,6 +333,8 @@ def sessions(
         raise BadInput('no such folder', root, 'give one with recordings.yaml, or that holds U0101, U0102, ...')
     found = sorted(root.glob('U*/annotation/openpack-operations/S*.csv'))
     if not found:
+        check_level(root)
+        check_annotated(root)
         raise BadInput('holds no session', root, 'expected U0101/annotation/openpack-operations/S0100.csv below it')
     for name in [n for p in found for n in (p.parts[-4], p.stem)]:
         if not re.fullmatch(r'\w+', name):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHAPTERS', 'REPOSITORY', 'EARLIER', 'ON_GPU', 'job_notebook', 'job_text', 'write_job_notebooks', 'setting_names',
-           'parse_setting', 'with_settings', 'chapter_of', 'kernel_of', 'Request', 'request']
+           'parse_setting', 'injected', 'with_settings', 'chapter_of', 'kernel_of', 'Request', 'request']
 
 # %% ../nbs/04k_pushing.ipynb #46be7a91
 import ast, copy, json, posixpath, re
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from .basics import BadInput, one_of, read_json, write_json, write_text
+from .samplers import get_sampler
+from .sessions import check_rule
 
 CHAPTERS = ('00_sampling', '01_dataset', '02_train', '03_eval', '04_serve')
 
@@ -115,6 +117,12 @@ def parse_setting(
     except (ValueError, SyntaxError, MemoryError, RecursionError): return name.strip(), value.strip()
 
 # %% ../nbs/04k_pushing.ipynb #596c449b
+def injected(notebook: dict) -> str:
+    "What was set in a notebook, as its cell says it; empty when nothing was."
+    found = (c for c in notebook['cells']
+             if c.get('id') == 'injected' or 'injected-parameters' in (c.get('metadata') or {}).get('tags', ()))
+    return next(map(_source, found), '').strip()
+
 def _offer(name: str, known: list[str]) -> str:
     "What to write instead; the settings of a training are taken where the notebook has a training."
     from vlmtemporal.trainer import TrainConfig
@@ -185,10 +193,33 @@ def _sorted_in(values: dict[str, Any], known: Sequence[str]) -> dict[str, Any]:
     "The same, with the settings of a training where the notebook wants them. Raises `BadInput`."
     from vlmtemporal.trainer import TrainConfig
     inner = {k: v for k, v in values.items() if k not in known and k in TrainConfig.__dataclass_fields__}
-    if not inner or 'training' not in known: return values
+    if 'training' not in known or not (inner or 'training' in values): return values
     outer, whole = {k: v for k, v in values.items() if k not in inner}, values.get('training', {})
     if not isinstance(whole, dict): raise BadInput(f'{whole!r} is no dictionary', 'training', "write {'epochs': 1}")
+    TrainConfig(**{k: v for k, v in (inner | whole).items() if k != 'report_to'}) # that needs packages there
     return outer | dict(training=inner | whole)
+
+# %% ../nbs/04k_pushing.ipynb #4ac23c84
+_COUNTS = 'max_clips', 'clips', 'max_sessions', 'videos', 'examples' # whole numbers
+_AMOUNTS = 'hours', 'stride'
+_FLAGS = 'fresh',
+
+def _fault(name: str, value: Any) -> str:
+    "What is wanted where a value is not allowed; empty when it is."
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if name in _COUNTS: return '' if whole and value >= 0 else 'give a whole number'
+    number = whole or isinstance(value, float)
+    if name in _AMOUNTS: return '' if number and 0 < value < 1e6 else 'give a number above 0'
+    return 'write True or False' if name in _FLAGS and not isinstance(value, bool) else ''
+
+def _check_values(values: dict[str, Any]):
+    "Raises `BadInput` for a value that the notebook could not use."
+    for name, value in values.items():
+        if value is None: continue # as usual
+        if fix := _fault(name, value): raise BadInput(f'{value!r} is not allowed', name, fix)
+        if name == 'overlaps': check_rule(value)
+        if name == 'sampler': get_sampler(value)
+
 
 # %% ../nbs/04k_pushing.ipynb #d9c01868
 def _values(data: str | None, model: str | None, hours: float | None, others: Sequence[str]) -> dict[str, Any]:
@@ -215,7 +246,7 @@ def request(
     settings: Sequence[str] = (), # name=value
     fresh: bool = False,        # do not go on from its own last version
 ) -> Request:
-    "What is pushed. Raises `BadInput` for a setting that the chapter does not have."
+    "What is pushed. Raises `BadInput` for a setting that the chapter does not have, or a value that cannot be."
     folder = root/'kaggle'/chapter
     tracked = read_json(folder/'kernel-metadata.json', 'name a clone of vlmtemporal')
     notebook = read_json(folder/f'{chapter}.ipynb', 'say `make export`')
@@ -225,4 +256,5 @@ def request(
                machine_shape='NvidiaTeslaT4' if gpu else '', dataset_sources=_data_sets(user, data),
                kernel_sources=earlier, model_sources=_models(model, tracked['model_sources']))
     values = _sorted_in(_values(data, model, hours, settings), setting_names(notebook))
+    _check_values(values)
     return Request(chapter, tracked | new, with_settings(notebook, values, chapter))

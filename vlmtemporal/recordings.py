@@ -23,7 +23,7 @@ from .basics import BadInput, VLMTemporalWarning, markdown_table, progress, show
 from .frames import DEFAULT_SAMPLER, FrameSpec, clip_frames
 from .label_rows import READERS, Label, LabelFile, counted, listed
 from .labels import read_labels
-from .openpack import default_protocol, get_split as openpack_split
+from .openpack import check_annotated, check_level, default_protocol, get_split as openpack_split
 from .openpack import session_of as openpack_session_of, sessions as openpack_sessions
 from .operations import (BUILT_IN, Operation, Segment, Taxonomy, YamlSource, check_keys, get_taxonomy,
                                     name_key, read_yaml)
@@ -970,6 +970,7 @@ def _check_folder(folder: Path):
     if (folder/FILE).exists(): raise _already(folder)
     if any(folder.glob('U*/annotation/openpack-operations/S*.csv')):
         raise BadInput("is laid out as OpenPack's", folder, 'every command takes it as it is')
+    check_level(folder)
 
 def _chosen_taxonomy(folder: Path, wanted: str | None, read: Sequence[LabelFile]) -> tuple[str, Taxonomy]:
     "The taxonomy by the name that the file gives it: the one that is wanted, or there, or fits, or is made."
@@ -1017,15 +1018,17 @@ def _nothing(folder: Path, videos: Sequence[Path], read: Sequence[LabelFile], pr
              alone: Sequence[str]) -> BadInput:
     "The complaint about a folder from which no project can be made."
     if problems: return BadInput(problems[0])
+    n = counted(len(videos), 'video')
     if read:
         called = read[0].rows[0].recording if read[0].rows else ''
         fix = f'it is about {shown(called)}: name the video so' if called else 'name it like the video it is about'
-        return BadInput(f'none of {len(read)} labels files fits one of {len(videos)} videos', folder,
+        return BadInput(f'holds {n} and {counted(len(read), "labels file")}, none of which fits', folder,
                         f'{read[0].path.name}: {fix}')
+    check_annotated(folder)
     table = next((said for said in alone if 'cannot be read as utf' in said), '')
     if table: return BadInput(table)
     tried = f' (no labels: {alone[0]})' if alone else ''
-    return BadInput(f'holds {len(videos)} videos and no labels{tried}', folder,
+    return BadInput(f'holds {n} and no labels{tried}', folder,
                     'put labels beside the videos: a CSV with the columns start, end and label will do')
 
 def init(

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['WHEELS', 'RECORDINGS', 'PATIENCE', 'Parcel', 'hashes_of', 'checked', 'project_files', 'is_plain', 'pack', 'clone',
            'build_wheel', 'clone_files', 'stage', 'metadata', 'names_in', 'wait_until_ready', 'send', 'wheels_parcel',
-           'recordings_parcel']
+           'recordings_parcel', 'planned']
 
 # %% ../nbs/04m_uploads.ipynb #29f56380
 import re, subprocess, sys, tempfile, time, zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copy, copytree, ignore_patterns
@@ -18,8 +18,10 @@ from typing import Any
 import vlmtemporal
 from .account import Account, is_there, pause, refusal
 from .basics import BadInput, VLMTemporalError, file_hash, json_hash, write_json
-from .image import LACKS, image_wheels
-from .recordings import VIDEO_SUFFIXES, init, look, project_of, sessions
+from .image import LACKS, image_wheels, listed
+from .label_rows import counted
+from .recordings import FILE, VIDEO_SUFFIXES, init, look, project_of, sessions
+from .sessions import Session, person
 
 WHEELS, RECORDINGS = 'vlmtemporal-wheels', 'vlmtemporal-recordings'
 
@@ -31,6 +33,7 @@ class Parcel:
     title: str
     hashes: dict[str, str] # of what it holds, or is made from
     make: Callable[[Path], dict[str, Path]] # name in the data set -> file; gets an empty folder
+    contents: str = ''     # in words
     @property
     def marker(self) -> str:
         "The name of the file that says what it holds."
@@ -41,16 +44,18 @@ def hashes_of(files: dict[str, Path]) -> dict[str, str]:
     return {name: file_hash(files[name]) for name in sorted(files)}
 
 # %% ../nbs/04m_uploads.ipynb #7bd735a2
+def _is_laid_out(root: Path) -> bool:
+    "Is it a project, or OpenPack's layout? Raises `BadInput` when it is no folder."
+    if not root.is_dir(): raise BadInput('no such folder', root, 'name the folder of your recordings')
+    return project_of(root) is not None or any(root.glob('U[0-9]*/annotation'))
+
 def checked(
     root: str | Path,
-    dry: bool = False, # write nothing
     tell: Callable[[str], Any] = lambda line: None, # gets what was understood of a folder that is no project yet
 ) -> Path:
     "The folder, which can be trained on. Raises `BadInput` when it cannot."
     root = Path(root)
-    if not root.is_dir(): raise BadInput('no such folder', root, 'name the folder of your recordings')
-    if project_of(root) is None and not any(root.glob('U[0-9]*/annotation')):
-        tell((look if dry else init)(root)._repr_markdown_())
+    if not _is_laid_out(root): tell(init(root)._repr_markdown_())
     elif not any(s.source for s in sessions(root)): raise BadInput('has labels but no video', root, 'add the videos')
     return root
 
@@ -77,9 +82,10 @@ def _pictures(source: Path) -> Iterable[Path]:
 
 def project_files(
     root: Path, # `checked`
+    found: Sequence[Session] | None = None, # in it; None: read now
 ) -> dict[str, Path]:
     "What training needs of a folder: name below it -> file. Raises `BadInput` for a recording that lies elsewhere."
-    sources = {s.source for s in sessions(root) if s.source}
+    sources = {s.source for s in (sessions(root) if found is None else found) if s.source}
     outside = sorted(p for p in sources if not p.resolve().is_relative_to(root.resolve()))
     if outside:
         fix = f'`vlmtemporal normalise {root} OUT` makes a folder that has it all'
@@ -195,23 +201,59 @@ def _deliver(account: Account, folder: Path, there: bool) -> Any:
     return account.api.dataset_create_new(str(folder), public=False, quiet=quiet)
 
 # %% ../nbs/04m_uploads.ipynb #a68573b1
+_FETCHED = 135 # MB, ours and what Kaggle's image of June 2026 lacks
+
+def _megabytes(files: Iterable[Path]) -> str: return f'{sum(p.stat().st_size for p in files)/2**20:.1f} MiB'
+
 def wheels_parcel(
     root: Path,                 # the clone
     wheels: Path | None = None, # a folder of what Kaggle's image lacks; None: from the package index
+    tell: Callable[[str], Any] = lambda line: None, # gets what takes time
 ) -> Parcel:
     "Our wheel, and what Kaggle's image lacks. `make` raises `VLMTemporalError` when pip cannot build or fetch them."
     others = {p.name: p for p in sorted(wheels.glob('*.whl'))} if wheels else {}
     known = {'vlmtemporal': json_hash(hashes_of(clone_files(root))), **hashes_of(others)}
-    if wheels is None: known[LACKS] = file_hash(root/LACKS)
+    contents = f'our wheel, and {counted(len(others), "wheel")} of {wheels}, {_megabytes(others.values())}'
+    if wheels is None:
+        known[LACKS] = file_hash(root/LACKS)
+        contents = f"our wheel, and {counted(len(listed(root/LACKS)), 'package')} that Kaggle's image lacks, " \
+            f'about {_FETCHED} MB in all'
     def make(room: Path) -> dict[str, Path]:
+        tell('building our wheel')
         build_wheel(root, room)
-        if wheels is None: image_wheels(room, root)
+        if wheels is None:
+            tell(f"fetching what Kaggle's image lacks from the package index, about {_FETCHED} MB: may take minutes")
+            image_wheels(room, root)
         return others | {p.name: p for p in sorted(room.glob('*.whl'))}
-    return Parcel(WHEELS, 'vlmtemporal wheels', known, make)
+    return Parcel(WHEELS, 'vlmtemporal wheels', known, make, contents)
+
+# %% ../nbs/04m_uploads.ipynb #cb0fdc7f
+def _in_words(recordings: int, people: set[str], files: dict[str, Path]) -> str:
+    "Of how much a data set of recordings is made."
+    of = f' of {counted(len(people), "person", "people")}' if people else ''
+    return f'{counted(recordings, "recording")}{of}, {counted(len(files), "file")}, {_megabytes(files.values())}'
 
 def recordings_parcel(
     root: Path, # `checked`
 ) -> Parcel:
     "What training needs of a folder of recordings. Raises `BadInput`."
-    files = project_files(root)
-    return Parcel(RECORDINGS, 'vlmtemporal recordings', hashes_of(files), lambda room: files)
+    found = [s for s in sessions(root) if s.source]
+    files, people = project_files(root, found), {person(s.subject) for s in found if s.subject != s.id}
+    return Parcel(RECORDINGS, 'vlmtemporal recordings', hashes_of(files), lambda room: files,
+                  _in_words(len(found), people, files))
+
+def planned(
+    root: str | Path,
+    tell: Callable[[str], Any] = lambda line: None, # as of `checked`
+) -> Parcel:
+    "The parcel of a folder that nothing is written to. Raises `BadInput` when it cannot be trained on."
+    root = Path(root)
+    if _is_laid_out(root): return recordings_parcel(checked(root))
+    proposal = look(root)
+    tell(proposal._repr_markdown_())
+    tell(f'{root}: `setup` would write a {FILE} first, as `vlmtemporal init {root}` does')
+    filmed = [r for r in proposal.project.recordings if r.video]
+    paths = {*(p for p in root.rglob('*') if _is_small(p, root)), *(root/r.video for r in filmed)}
+    files = {p.relative_to(root).as_posix(): p for p in sorted(paths)}
+    return Parcel(RECORDINGS, 'vlmtemporal recordings', hashes_of(files), lambda room: files,
+                  _in_words(len(filmed), {r.subject for r in filmed} - {''}, files))
