@@ -141,9 +141,8 @@ def _whole_lines(data: bytes, path: Path) -> list[bytes]:
     return texts
 
 # %% ../nbs/04p_batches.ipynb #a78679eb
-class Lines:
-    """The answers in a file. Raises `BadInput` when another run writes it or it answers another question, `CannotWrite`
-    when the disk does not take them."""
+class _OnDisk:
+    "The answers that a file holds, which is this run's alone; raises what `Lines` raises."
     def __init__(self,
         path: str | Path, # need not be there
         mark: str,        # of the `Question`
@@ -172,6 +171,10 @@ class Lines:
     def _know(self, line: dict):
         self.by_video[line['video']], self._written = line, self._written + 1
         if 'error' not in line: self._by_source[line['source']] = line
+
+# %% ../nbs/04p_batches.ipynb #adabcc9e
+class _Answered(_OnDisk):
+    "What is answered."
     @property
     def sources(self) -> frozenset[str]:
         "The contents that are answered."
@@ -182,6 +185,11 @@ class Lines:
     def is_answered(self, video: str | Path) -> bool:
         "Is there an answer, though it may be of an earlier content?"
         return 'error' not in self.by_video.get(name_of(video), dict(error=''))
+
+# %% ../nbs/04p_batches.ipynb #a7cd3fe1
+class Lines(_Answered):
+    """The answers in a file. Raises `BadInput` when another run writes it or it answers another question, `CannotWrite`
+    when the disk does not take them."""
     def add(self, line: dict):
         "Keep a line, unless it is there."
         if self.by_video.get(line['video']) == line: return

@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['app', 'Json', 'Seed', 'Workers', 'Root', 'Built', 'BuiltOrSplit', 'Video', 'Videos', 'Start', 'Trusted', 'Evaluated',
            'Model', 'Base', 'Adapter', 'Words', 'Trained', 'Sampler', 'Seconds', 'Fps', 'K', 'Roi', 'Context', 'Config',
-           'Set', 'Clips', 'Concurrency', 'Timeout', 'MaxTokens', 'MaxClips', 'Out', 'Table', 'Where', 'Address',
-           'Models', 'DryRun', 'DataSet', 'KaggleModel', 'Hours', 'Chosen', 'Fresh', 'Trust', 'with_settings', 'init',
-           'twin', 'sample', 'study', 'build', 'check', 'view', 'normalise', 'export', 'train', 'preflight',
-           'calibrate', 'merge', 'publish', 'eval', 'rescore', 'ablate', 'lopo', 'predict', 'analyze', 'live',
-           'with_server_settings', 'serve', 'space', 'demo', 'doctor', 'kaggle_setup', 'kaggle_push', 'kaggle_train',
-           'kaggle_status', 'kaggle_pull', 'renamed', 'main']
+           'Set', 'Kinds', 'Boost', 'MostClips', 'Protocol', 'HardJitter', 'Engines', 'Address', 'Clips', 'Concurrency',
+           'Timeout', 'MaxTokens', 'Adapters', 'TestClips', 'WholeSessions', 'MostSessions', 'WithGrammar',
+           'TowerCache', 'MaxClips', 'Out', 'Table', 'Where', 'Models', 'Stride', 'WindowContext', 'TimelinePlot',
+           'Format', 'ExportTo', 'DryRun', 'DataSet', 'KaggleModel', 'Hours', 'Chosen', 'Fresh', 'Trust',
+           'with_settings', 'init', 'twin', 'sample', 'study', 'build', 'check', 'view', 'normalise', 'export', 'train',
+           'preflight', 'calibrate', 'merge', 'publish', 'eval', 'rescore', 'ablate', 'lopo', 'predict', 'analyze',
+           'live', 'with_server_settings', 'serve', 'space', 'demo', 'doctor', 'kaggle_setup', 'kaggle_push',
+           'kaggle_train', 'kaggle_status', 'kaggle_pull', 'renamed', 'main']
 
 # %% ../nbs/04j_cli.ipynb #3dd97461
 import inspect, json, os, sys
@@ -293,6 +295,28 @@ def _built(b) -> list[str]:
         lines.append(f'  {session}: {len(ids)} clips lack frames: {some} (all in {b.path}/index.json)')
     return lines
 
+# %% ../nbs/04j_cli.ipynb #314fcb3b
+Kinds = Annotated[str, typer.Option(
+    help='Kinds of clips, some of boundary,anticipation,sliding,inside: around boundaries, before them, at a '
+         'steady pace, and in the middle of operations that are longer than two clips.')]
+Boost = Annotated[bool, typer.Option(
+    '--boost-boundaries', help='Raise scores near known boundaries. Training sets only; needs --split train.',
+)]
+MostClips = Annotated[int | None, _count('--max-clips', 1, 10**9, 'At most so many examples a split.')]
+Protocol = Annotated[str | None, typer.Option(
+    help='Who is on which side: recordings (as recordings.yaml says), leave-out:SUBJECT or fold:I/K; for OpenPack '
+         'specification, rgb (the subjects whose colour frames exist) and the last two. The first that has '
+         'somebody, when absent.')]
+HardJitter = Annotated[float, _number(
+    '--hard-jitter', 0, 2,
+    'Seconds that a boundary between Tape and Pack may be off its place in a clip of 5 s; 0.5 everywhere else.',
+)]
+Engines = Annotated[str, typer.Option(
+    help="local: this machine's cores; ray: sessions and shards are tasks of a Ray cluster, whose machines all see "
+         'ROOT and OUT.')]
+Address = Annotated[str | None, typer.Option(
+    help="With --engine ray: a cluster's HOST:PORT, ray://HOST:PORT or auto; one is started when absent.")]
+
 # %% ../nbs/04j_cli.ipynb #0e9c03c0
 @app.command()
 def build(
@@ -305,28 +329,15 @@ def build(
     k: K = None,
     roi: Roi = None,
     context: Context = 0.,
-    clips: Annotated[str, typer.Option(
-        help='Kinds of clips, some of boundary,anticipation,sliding,inside: around boundaries, before them, at a '
-             'steady pace, and in the middle of operations that are longer than two clips.')] = 'boundary,anticipation',
-    boost_boundaries: Annotated[bool, typer.Option(
-        '--boost-boundaries', help='Raise scores near known boundaries. Training sets only; needs --split train.',
-    )] = False,
-    max_clips: Annotated[int | None, _count('--max-clips', 1, 10**9, 'At most so many examples a split.')] = None,
-    protocol: Annotated[str | None, typer.Option(
-        help='Who is on which side: recordings (as recordings.yaml says), leave-out:SUBJECT or fold:I/K; for OpenPack '
-             'specification, rgb (the subjects whose colour frames exist) and the last two. The first that has '
-             'somebody, when absent.')] = None,
-    hard_jitter: Annotated[float, _number(
-        '--hard-jitter', 0, 2,
-        'Seconds that a boundary between Tape and Pack may be off its place in a clip of 5 s; 0.5 everywhere else.',
-    )] = 1.,
+    clips: Kinds = 'boundary,anticipation',
+    boost_boundaries: Boost = False,
+    max_clips: MostClips = None,
+    protocol: Protocol = None,
+    hard_jitter: HardJitter = 1.,
     trusted: Trusted = Trust.yes,
     workers: Workers = None,
-    engine: Annotated[str, typer.Option(
-        help="local: this machine's cores; ray: sessions and shards are tasks of a Ray cluster, whose machines all see "
-             'ROOT and OUT.')] = 'local',
-    address: Annotated[str | None, typer.Option(
-        help="With --engine ray: a cluster's HOST:PORT, ray://HOST:PORT or auto; one is started when absent.")] = None,
+    engine: Engines = 'local',
+    address: Address = None,
     seed: Seed = 0,
 ):
     """Cut sessions into clips, choose their frames, write WebDataset shards.
@@ -695,6 +706,25 @@ def _check_folder(out: Path):
     taken = next((p for p in (out, *out.parents) if p.exists()), out)
     if taken.exists() and not taken.is_dir(): raise BadInput('is a file', taken, 'name a folder')
 
+# %% ../nbs/04j_cli.ipynb #15c81e66
+Adapters = Annotated[list[str] | None, typer.Option(
+    help="Adapter folder, or 'tiny' for the one that ships; may be "
+         "repeated. The base is always asked.")]
+TestClips = Annotated[int | None, _count(
+    '--clips', 0, 10**9, 'The first so many boundary clips of the test split by id, with the clips that end before '
+                         'the same boundaries; 0 for all. 30 when absent, or all where there are fewer.')]
+WholeSessions = Annotated[Path | None, typer.Option(
+    help='The sessions that the shards were built from: every model is asked about those of the test split from '
+         'end to end, and the report adds Tape against Pack, by phase.')]
+MostSessions = Annotated[int, _count(
+    '--sessions', 0, 10**9, 'With --root: only the first so many sessions; 0 for all.')]
+WithGrammar = Annotated[bool, typer.Option(
+    '--grammar', help='Decide the clips of each adapter once more in the light of the operation predicted before: '
+                      'one more row each.')]
+TowerCache = Annotated[float, _number(
+    '--tower-cache', 0, 10**5, "GB of disk for the vision tower's output, which is computed once for base and "
+                               'adapters; 0: by each of them.')]
+
 # %% ../nbs/04j_cli.ipynb #4b7150f6
 @app.command()
 def eval(
@@ -702,27 +732,17 @@ def eval(
                                                 'again from its predictions, without a model.')],
     out: Annotated[Path, typer.Argument(help='Folder for results.json, report.html, report.md and pictures.')],
     model: Evaluated = 'tiny',
-    adapter: Annotated[list[str] | None, typer.Option(help="Adapter folder, or 'tiny' for the one that ships; may be "
-                                                           "repeated. The base is always asked.")] = None,
-    clips: Annotated[int | None, _count(
-        '--clips', 0, 10**9, 'The first so many boundary clips of the test split by id, with the clips that end before '
-                             'the same boundaries; 0 for all. 30 when absent, or all where there are fewer.')] = None,
+    adapter: Adapters = None,
+    clips: TestClips = None,
     decoder: Annotated[str, typer.Option(help='constrained, or generate: free text.')] = 'constrained',
-    root: Annotated[Path | None, typer.Option(
-        help='The sessions that the shards were built from: every model is asked about those of the test split from '
-             'end to end, and the report adds Tape against Pack, by phase.')] = None,
-    max_sessions: Annotated[int, _count(
-        '--sessions', 0, 10**9, 'With --root: only the first so many sessions; 0 for all.')] = 0,
-    grammar: Annotated[bool, typer.Option(
-        '--grammar', help='Decide the clips of each adapter once more in the light of the operation predicted before: '
-                          'one more row each.')] = False,
+    root: WholeSessions = None,
+    max_sessions: MostSessions = 0,
+    grammar: WithGrammar = False,
     seed: Seed = 0,
     concurrency: Concurrency = 4,
     timeout: Timeout = 120.,
     max_tokens: MaxTokens = 256,
-    tower_cache: Annotated[float, _number(
-        '--tower-cache', 0, 10**5, "GB of disk for the vision tower's output, which is computed once for base and "
-                                   'adapters; 0: by each of them.')] = 0.,
+    tower_cache: TowerCache = 0.,
 ):
     """Base, adapters and image-free baselines on the same test clips, and whole sessions from end to end.
 
@@ -856,8 +876,6 @@ Table = Annotated[Path | None, typer.Option('--table', metavar='FILE.parquet', h
 Where = Annotated[str, typer.Option('--engine', help=(
     'local: one model, here; ray: a model for each GPU of a Ray cluster, or for each core where it has none, whose '
     'machines all see the videos.'))]
-Address = Annotated[str | None, typer.Option('--address', help=(
-    "With --engine ray: a cluster's HOST:PORT, ray://HOST:PORT or auto; one is started when absent."))]
 Models = Annotated[int | None, _count('--workers', 1, 1024, (
     'With --engine ray: models at most; one a GPU or core when absent.'))]
 
@@ -1058,6 +1076,21 @@ def _analyze_all(videos: dict[Path, Path], lines: Any, question: Any, many: _Man
     def text(line): return f"{len(line['segments'])} segments\n{_segments_text(line)}"
     _ask_all(names, question, lines, many, load, ask, text, as_json, keep)
 
+# %% ../nbs/04j_cli.ipynb #6478ee55
+Stride = Annotated[float, _number('--stride', .04, 10**6, 'Seconds between windows.')]
+WindowContext = Annotated[float | None, _number(
+    '--context', 0, 5, 'Seconds before each window that are shown with it, two pictures each; as the adapter was '
+                       'trained when absent.')]
+TimelinePlot = Annotated[Path | None, typer.Option(
+    help='Save the timeline as a picture, under the annotation if there is one; of several videos, in this '
+         'folder.')]
+Format = Annotated[str | None, typer.Option(
+    help='Write it for an annotation tool: elan, labelstudio, activitynet, webvtt or csv; `init` reads it back.',
+)]
+ExportTo = Annotated[Path | None, typer.Option(
+    help="The file that --export writes, of several videos the folder; called like the video, in this folder, "
+         'when absent.')]
+
 # %% ../nbs/04j_cli.ipynb #71515537
 @app.command()
 def analyze(
@@ -1065,19 +1098,11 @@ def analyze(
     model: Evaluated = 'tiny',
     adapter: Adapter = None,
     taxonomy: Words = None,
-    stride: Annotated[float, _number('--stride', .04, 10**6, 'Seconds between windows.')] = 1.,
-    context: Annotated[float | None, _number(
-        '--context', 0, 5, 'Seconds before each window that are shown with it, two pictures each; as the adapter was '
-                           'trained when absent.')] = None,
-    plot: Annotated[Path | None, typer.Option(
-        help='Save the timeline as a picture, under the annotation if there is one; of several videos, in this '
-             'folder.')] = None,
-    export: Annotated[str | None, typer.Option(
-        help='Write it for an annotation tool: elan, labelstudio, activitynet, webvtt or csv; `init` reads it back.',
-    )] = None,
-    to: Annotated[Path | None, typer.Option(
-        help="The file that --export writes, of several videos the folder; called like the video, in this folder, "
-             'when absent.')] = None,
+    stride: Stride = 1.,
+    context: WindowContext = None,
+    plot: TimelinePlot = None,
+    export: Format = None,
+    to: ExportTo = None,
     out: Out = None,
     table: Table = None,
     engine: Where = 'local',

@@ -225,32 +225,15 @@ class _Staff:
             with suppress(Exception): self.ray.kill(actor)
 
 # %% ../nbs/00n_cluster.ipynb #845256c8
-class Pool(_Staff):
-    "Workers of a cluster that are asked about jobs."
-    def results(self,
-        jobs: list[tuple],
-    ) -> Iterator[tuple[int, tuple[Any, VLMTemporalError | None, list[str]]]]: # number; result, what is wrong, warnings
-        "Ask about all jobs, in the order in which they end. A job whose worker has died for the fourth time is `Died`."
-        self.jobs, self.left, self.died = jobs, deque(range(len(jobs))), Counter[int]()
-        yield from self.rest()
-    def stop(self):
-        "Begin no other job; what is being done is the rest."
-        self.jobs = []
-        self.left.clear()
+class _Desk(_Staff):
+    "Which worker gets which job, and what came of it."
+    jobs: list[tuple]
+    left: deque[int]    # numbers of the jobs that nobody does yet
+    died: Counter[int]  # how many workers have died with a job
     @property
     def busy(self) -> int:
         "Jobs that are being done."
         return sum(len(h.running) for h in self.crew)
-    def rest(self) -> Iterator[tuple[int, tuple[Any, VLMTemporalError | None, list[str]]]]:
-        "What has not come yet."
-        while True:
-            self._hand_out()
-            if not (self.left or self.busy): return
-            refs = [*self.starting, *(ref for h in self.crew for ref in h.running)]
-            if not refs: time.sleep(1.)
-            for ref in self.ray.wait(refs, timeout=1.)[0] if refs else ():
-                if ref in self.starting: self.began(ref)
-                else: yield from self._came(ref)
     def _hand_out(self):
         if self.left: self.hire(len(self.left) + self.busy)
         while self.left and (hired := self._free(self.left[0])):
@@ -276,6 +259,30 @@ class Pool(_Staff):
             self.died[i] += 1
             if self.died[i] > _TRIES: yield i, (None, _died(e, self.desc), [])
             elif self.jobs: self.left.append(i)
+
+# %% ../nbs/00n_cluster.ipynb #0bad3fa8
+class Pool(_Desk):
+    "Workers of a cluster that are asked about jobs."
+    def results(self,
+        jobs: list[tuple],
+    ) -> Iterator[tuple[int, tuple[Any, VLMTemporalError | None, list[str]]]]: # number; result, what is wrong, warnings
+        "Ask about all jobs, in the order in which they end. A job whose worker has died for the fourth time is `Died`."
+        self.jobs, self.left, self.died = jobs, deque(range(len(jobs))), Counter[int]()
+        yield from self.rest()
+    def stop(self):
+        "Begin no other job; what is being done is the rest."
+        self.jobs = []
+        self.left.clear()
+    def rest(self) -> Iterator[tuple[int, tuple[Any, VLMTemporalError | None, list[str]]]]:
+        "What has not come yet."
+        while True:
+            self._hand_out()
+            if not (self.left or self.busy): return
+            refs = [*self.starting, *(ref for h in self.crew for ref in h.running)]
+            if not refs: time.sleep(1.)
+            for ref in self.ray.wait(refs, timeout=1.)[0] if refs else ():
+                if ref in self.starting: self.began(ref)
+                else: yield from self._came(ref)
 
 # %% ../nbs/00n_cluster.ipynb #56a5e0da
 @contextmanager

@@ -11,8 +11,8 @@ __all__ = ['ATTENTION', 'OneByOne', 'OneFrameVideos', 'Shown', 'TowerNotes', 'WI
 
 # %% ../nbs/02a_kernels.ipynb #5ffe2653
 from .attention import ATTENTION, attention_names, prompt_attention, prompt_mask # noqa: F401
-from .compat import (OneFrameVideos, checkpointing_arguments, dequantize, keep_differentiable, quiet, # noqa: F401
-                                show_as_videos)
+from .compat import OneFrameVideos, checkpointing_arguments, dequantize # noqa: F401
+from .compat import keep_differentiable, quiet, show_as_videos # noqa: F401
 from .fused_adapters import fuse_adapters # noqa: F401
 from .fused_layers import fuse_gates, fuse_norms, fuse_rotations # noqa: F401
 from .precision import guard_fp16, restore_float32, run_in_float32, unwrapped_names # noqa: F401

@@ -43,8 +43,8 @@ _all_ = ['TrainConfig', 'train_config', 'merge', 'model_card', 'plot_loss', 'pub
 
 # %% ../nbs/02_train.ipynb #4242e7e0
 @dataclass(frozen=True)
-class Preflight:
-    "What a run would cost here."
+class _Planned:
+    "A run, cut up for a card, and its costs."
     model: str
     vram: float               # GiB that may be used
     plan: Plan
@@ -68,6 +68,11 @@ class Preflight:
     def sessions(self) -> int:
         "How many sessions like this one the run takes."
         return 1 if self.hours_left is None else max(math.ceil(self.hours/max(self.hours_left, 1e-3)), 1)
+
+# %% ../nbs/02_train.ipynb #25415707
+@dataclass(frozen=True)
+class Preflight(_Planned):
+    "What a run would cost here."
     def cut(self) -> dict[str, Any]:
         "How the run is cut up, as its settings."
         return dict(micro_batch=self.micro_batch, accumulation=self.accumulation, gradient_checkpointing=True,

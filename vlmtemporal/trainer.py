@@ -51,8 +51,8 @@ _Flag = Annotated[bool, Strict()]
 
 # %% ../nbs/02h_trainer.ipynb #59f20630
 @checked_dataclass(frozen=True, config=ConfigDict(extra='forbid', allow_inf_nan=False))
-class TrainConfig:
-    "What a training run is, apart from its data and its model. Raises `BadInput` for a value that cannot be."
+class _Learning:
+    "How it learns."
     epochs: Annotated[_Number, Field(gt=0, le=10**4, description='passes over the data')] = 3.
     max_steps: Annotated[_Whole, Field(ge=-1, le=10**9, description='optimiser steps; -1: as epochs says')] = -1
     learning_rate: Annotated[_Number, Field(ge=1e-9, le=1, description='peak; cosine decay to zero')] = 2e-4
@@ -68,6 +68,14 @@ class TrainConfig:
     augment: Annotated[_Number, Field(
         ge=0, le=2, description='how far light and camera are varied; 0: not at all')] = 0.
     start: Annotated[str, Field(description='adapter folder whose weights it begins with; none: new ones')] = ''
+    @field_validator('max_steps')
+    @classmethod
+    def _has_steps(cls, value: int) -> int: return _check_steps(value)
+
+# %% ../nbs/02h_trainer.ipynb #f7c3a060
+@checked_dataclass(frozen=True, config=ConfigDict(extra='forbid', allow_inf_nan=False))
+class TrainConfig(_Learning):
+    "What a training run is, apart from its data and its model. Raises `BadInput` for a value that cannot be."
     save_steps: Annotated[_Whole, Field(ge=1, le=10**9, description='optimiser steps between checkpoints')] = 50
     keep: Annotated[_Whole, Field(ge=1, le=10**6, description='checkpoints kept')] = 3
     validate_steps: Annotated[_Whole, Field(
@@ -96,9 +104,6 @@ class TrainConfig:
     def reports(self) -> list[str]:
         "Where else the curve goes, as a list."
         return [name for name in self.report_to.split(',') if name]
-    @field_validator('max_steps')
-    @classmethod
-    def _has_steps(cls, value: int) -> int: return _check_steps(value)
     @field_validator('tower_bits')
     @classmethod
     def _has_bits(cls, value: int) -> int: return _check_bits(value)
