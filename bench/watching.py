@@ -8,6 +8,7 @@ steps, with the answers that `vlmtemporal train` asks for. The share is that of 
 """
 import argparse, json, statistics, sys, tempfile, time
 from pathlib import Path
+from unittest.mock import patch
 
 from sampling import table
 from train import as_on_a_t4, examples, full_size, in_a_process
@@ -35,12 +36,13 @@ def one(model: str, shards: str, micro: int, steps: int, every: int, clips: int)
         trainer = make_trainer(*args, **kwargs)
         trainer.add_callback(Clock())
         return trainer
-    watching.validate, train.make_trainer = timed, with_clock
     effective = 16 if gpu else 2*micro
     settings = dict(max_steps=steps, micro_batch=micro, accumulation=effective//micro, warmup=0, validate_steps=every,
                     validate_clips=clips, save_steps=1000)
     config = train.train_config(settings=[f'{k}={v}' for k, v in settings.items()])
-    with tempfile.TemporaryDirectory() as out: run = train.fit(shards, Path(out)/'run', model, config, observe=observe)
+    with (tempfile.TemporaryDirectory() as out, patch.object(watching, 'validate', timed),
+          patch.object(train, 'make_trainer', with_clock)):
+        run = train.fit(shards, Path(out)/'run', model, config, observe=observe)
     peaks = (torch.cuda.max_memory_allocated, torch.cuda.max_memory_reserved)
     if len(run.validations) != (steps//every if every else 0): sys.exit('not all validations were made')
     return dict(pace=statistics.median(steps_took[1:]), took=took,

@@ -1,10 +1,11 @@
 "A run is watched while it trains: what it is told is the same however often it is killed, and leaves no trace in it."
-import errno, multiprocessing, os, random, shutil, signal, socket, time
+import errno, importlib, multiprocessing, os, random, shutil, signal, socket, time
 from dataclasses import asdict, replace
 
 import pytest
 from typer.testing import CliRunner
 
+from conftest import ROOT
 from vlmtemporal import train, watching
 from vlmtemporal.adapters import Adapter, bundled_adapter
 from vlmtemporal.basics import BadInput, VLMTemporalWarning, file_hash, read_json, write_json
@@ -354,3 +355,13 @@ def test_what_is_refused_before_anything_is_loaded(shards, tmp_path, monkeypatch
         assert 'nonexist: is not an adapter' in refusal('run', '--from', '/nonexist', *more)
     assert 'start=b: names another adapter than --from a' in refusal('run', '--from', 'a', '--set', 'start=b')
     assert sorted(p.name for p in tmp_path.iterdir()) == ['file']
+
+
+def test_the_bench_sees_every_validation(shards, monkeypatch):
+    "`bench/watching.py` times steps and validations apart, and leaves what it measures as it was."
+    monkeypatch.syspath_prepend(ROOT/'bench')
+    bench, before = importlib.import_module('watching'), (watching.validate, train.make_trainer)
+    found = bench.one('tiny', str(shards), micro=1, steps=2, every=1, clips=2)
+    assert len(found['took']) == 2 and min(found['took']) > 0 and found['pace'] > 0
+    assert bench.one('tiny', str(shards), micro=1, steps=2, every=0, clips=2)['took'] == []
+    assert (watching.validate, train.make_trainer) == before
