@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['app', 'Json', 'Seed', 'Workers', 'Root', 'Built', 'BuiltOrSplit', 'Video', 'Videos', 'Start', 'Trusted', 'Evaluated',
            'Model', 'Base', 'Adapter', 'Words', 'Trained', 'Sampler', 'Seconds', 'Fps', 'K', 'Roi', 'Context', 'Config',
-           'Set', 'Kinds', 'Boost', 'MostClips', 'Protocol', 'HardJitter', 'Engines', 'Address', 'Clips', 'Concurrency',
-           'Timeout', 'MaxTokens', 'Adapters', 'TestClips', 'WholeSessions', 'MostSessions', 'WithGrammar',
-           'TowerCache', 'MaxClips', 'Out', 'Table', 'Where', 'Models', 'Stride', 'WindowContext', 'TimelinePlot',
-           'Format', 'ExportTo', 'DryRun', 'DataSet', 'KaggleModel', 'Hours', 'Chosen', 'Fresh', 'Trust',
-           'with_settings', 'init', 'twin', 'sample', 'study', 'build', 'check', 'view', 'normalise', 'export', 'train',
-           'preflight', 'calibrate', 'merge', 'publish', 'eval', 'rescore', 'ablate', 'lopo', 'predict', 'analyze',
-           'live', 'with_server_settings', 'serve', 'space', 'demo', 'doctor', 'kaggle_setup', 'kaggle_push',
+           'Set', 'Kinds', 'Boost', 'MostClips', 'Protocol', 'HardJitter', 'Engines', 'Address', 'ValClips', 'Clips',
+           'Concurrency', 'Timeout', 'MaxTokens', 'Adapters', 'TestClips', 'WholeSessions', 'MostSessions',
+           'WithGrammar', 'TowerCache', 'MaxClips', 'Out', 'Table', 'Where', 'Models', 'Stride', 'WindowContext',
+           'TimelinePlot', 'Format', 'ExportTo', 'DryRun', 'DataSet', 'KaggleModel', 'Hours', 'Chosen', 'Fresh',
+           'Trust', 'with_settings', 'init', 'twin', 'sample', 'study', 'build', 'check', 'view', 'normalise', 'export',
+           'train', 'preflight', 'calibrate', 'merge', 'publish', 'eval', 'rescore', 'ablate', 'lopo', 'predict',
+           'analyze', 'live', 'with_server_settings', 'serve', 'space', 'demo', 'doctor', 'kaggle_setup', 'kaggle_push',
            'kaggle_train', 'kaggle_status', 'kaggle_pull', 'renamed', 'main']
 
 # %% ../nbs/04j_cli.ipynb #3dd97461
@@ -630,6 +630,10 @@ def preflight(
     told = '\n'.join([p.plan.paper._repr_markdown_(), '', *p.lines, f'train with {options}'])
     _emit(as_json, p.to_dict(), told)
 
+# %% ../nbs/04j_cli.ipynb #b81d3e57
+ValClips = Annotated[int, _count('--clips', 0, 10**9, 'The first so many boundary clips of the validation split by id, '
+                                                      'with the clips that end before the same boundaries; 0 for all.')]
+
 # %% ../nbs/04j_cli.ipynb #e6548675
 def _fitted(c) -> str:
     "What `calibrate` found, as a line."
@@ -645,11 +649,12 @@ def calibrate(
     shards: Annotated[Path, typer.Argument(help='What `build` wrote, with its validation split.')],
     adapter: Annotated[Path, typer.Argument(help='Adapter folder that training wrote.')],
     model: Base = None,
+    clips: ValClips = 0,
     root: Annotated[Path | None, typer.Option(help='Where the sessions lie: fits the timeline, too.')] = None,
 ):
     "Make an adapter's confidence true and weigh its grammar, on the validation split; with --root, for timelines, too."
     from vlmtemporal.eval import calibrate
-    typer.echo(_fitted(calibrate(shards, adapter, model, root=root)))
+    typer.echo(_fitted(calibrate(shards, adapter, model, clips=clips, root=root)))
 
 # %% ../nbs/04j_cli.ipynb #b5422d99
 @app.command()
@@ -935,7 +940,7 @@ def _counting(found, bar: Any, videos: list[Path]):
         if bar.disable: typer.echo(text, err=True)
     tell(f'{len(videos)} videos; each is counted here when it is done, the answers come in the order of the videos')
     for n, (i, line) in enumerate(found, 1):
-        bar.update()
+        if not bar.disable: bar.update() # else it would have a line a minute, too
         tell(f'{n} of {len(videos)} done: {line["video"]}')
         yield i, line
 

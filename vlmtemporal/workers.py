@@ -6,28 +6,31 @@
 __all__ = ['spread']
 
 # %% ../nbs/00j_workers.ipynb #3d6e08d8
-import os, signal, threading
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, wait
+import os, re, signal, sys, threading, time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
+from pathlib import Path
 from typing import Any
 
 import cv2
 
-from .basics import VLMTemporalError, check_number, progress
+from .basics import BadInput, VLMTemporalError, check_number, progress
 
 # %% ../nbs/00j_workers.ipynb #b7d87c95
 @dataclass(frozen=True)
 class _Worker:
     "What a worker process shares with the process that waits for it."
     count: Any # pieces of work that are done, of all workers: a `multiprocessing.Value`
-    stop: Any  # a `multiprocessing.Event`, set when a job has failed
+    begun: Any # 1 when a worker has begun: a `multiprocessing.RawValue`
+    stop: Any  # 1 when a job has failed, another one
     def done(self, n: int = 1):
         "Tell of `n` finished pieces; raises `InterruptedError` when another worker has failed."
         with self.count.get_lock(): self.count.value += n
-        if self.stop.is_set(): raise InterruptedError('another worker has failed')
+        if self.stop.value: raise InterruptedError('another worker has failed')
 
 # %% ../nbs/00j_workers.ipynb #78b102e2
 _worker: _Worker | None = None # of this process, when it is a worker
@@ -39,10 +42,11 @@ def _end_with_parent():
     parent.join()
     os._exit(1)
 
-def _start_worker(count: Any, stop: Any):
+def _start_worker(shared: _Worker):
     "What a worker does before its first job."
     global _worker
-    _worker = _Worker(count, stop)
+    _worker = shared
+    shared.begun.value = 1
     cv2.setNumThreads(1) # one core each
     signal.signal(signal.SIGINT, signal.SIG_IGN) # Ctrl-C is the parent's to handle
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -52,27 +56,79 @@ def _run_job(f: Callable, job: tuple) -> Any:
     assert _worker is not None
     return f(*job, _worker.done)
 
+# %% ../nbs/00j_workers.ipynb #7e52d9a4
+_GUARD = re.compile(r'__name__\s*[!=]=|[!=]=\s*__name__|parent_process')
+_FIX = "put what it does, but for imports and definitions, below `if __name__ == '__main__':`"
+
+def _check_script():
+    "Raises `BadInput` when the script that runs would be run by every worker from end to end."
+    main = sys.modules['__main__']
+    path = getattr(main, '__file__', None)
+    if not path or getattr(main, '__spec__', None): return
+    try: text = Path(path).read_text(encoding='utf-8')
+    except (OSError, ValueError): return
+    if not _GUARD.search(text): raise BadInput('would be run again by each worker process', path, _FIX)
+
+# %% ../nbs/00j_workers.ipynb #e83b7f16
+def _why_broken(shared: _Worker, children: Iterable[Any]) -> VLMTemporalError:
+    "What is told when a worker has died."
+    if not shared.begun.value and any(p.exitcode == 1 for p in children):
+        return VLMTemporalError('no worker process could begin: each runs the script that asks for it once more, and '
+                                f'failed there, as it says above; {_FIX}')
+    return VLMTemporalError('a worker process was killed, perhaps for want of memory; '
+                            'run the same again with fewer workers: what is finished is kept')
+
+# %% ../nbs/00j_workers.ipynb #d95c30fb
+@contextmanager
+def _ends_in_order() -> Iterator[None]:
+    "Let SIGTERM raise `SystemExit`, where Python lets signals be heard and nobody else hears it."
+    mine = threading.current_thread() is threading.main_thread()
+    mine = mine and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    def end(number, frame): raise SystemExit(128 + number)
+    if mine: signal.signal(signal.SIGTERM, end)
+    try: yield
+    finally:
+        if mine: signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+# %% ../nbs/00j_workers.ipynb #41e7c58d
+_GRACE = 5. # seconds
+
+def _leave(children: Iterable[Any]):
+    "End what works."
+    end = time.monotonic() + _GRACE
+    for p in children: p.join(max(end - time.monotonic(), 0))
+    for p in children: p.terminate()
+
+# %% ../nbs/00j_workers.ipynb #0c9e14f3
+def _wait_for(futures: list[Future], shared: _Worker, bar: Any):
+    "Wait for all of them, or for the first that fails, whose error is raised."
+    pending = set(futures)
+    while pending:
+        finished, pending = wait(pending, .2)
+        bar.update(shared.count.get_obj().value - bar.n)
+        for future in finished: future.result()
+
 # %% ../nbs/00j_workers.ipynb #9d92eebe
 def _in_processes(f: Callable, jobs: list[tuple], workers: int, bar: Any) -> list:
     "The jobs on so many processes."
-    start = get_context('spawn')
-    count, stop = start.Value('q', 0), start.Event()
-    with ProcessPoolExecutor(min(workers, len(jobs)), start, _start_worker, (count, stop)) as pool:
-        futures = [pool.submit(_run_job, f, job) for job in jobs]
-        pending = set(futures)
-        try:
-            while pending:
-                finished, pending = wait(pending, .2)
-                bar.update(count.value - bar.n)
-                for future in finished: future.result()
-        except BrokenProcessPool:
-            raise VLMTemporalError('a worker process was killed, perhaps for want of memory; '
-                                   'run the same again with fewer workers: what is finished is kept') from None
-        except BaseException:
-            stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-        return [future.result() for future in futures]
+    _check_script()
+    start, others = get_context('spawn'), active_children()
+    shared = _Worker(start.Value('q', 0), start.RawValue('b', 0), start.RawValue('b', 0))
+    futures, children = list[Future](), set[Any]()
+    try:
+        with _ends_in_order(), ProcessPoolExecutor(min(workers, len(jobs)), start, _start_worker, (shared,)) as pool:
+            for job in jobs:
+                futures.append(pool.submit(_run_job, f, job))
+                children.update(p for p in active_children() if p not in others)
+            try: _wait_for(futures, shared, bar)
+            except BrokenProcessPool: raise
+            except BaseException:
+                shared.stop.value = 1
+                pool.shutdown(wait=False, cancel_futures=True)
+                _leave(children)
+                raise
+            return [future.result() for future in futures]
+    except BrokenProcessPool: raise _why_broken(shared, children) from None
 
 # %% ../nbs/00j_workers.ipynb #9374318a
 def _in_this_process(f: Callable, jobs: list[tuple], bar: Any) -> list:
