@@ -168,7 +168,7 @@ def test_what_cannot_be_sent(kaggle, say, videos, tmp_path):
 
 
 def test_recordings_without_frames_are_not_sent(kaggle, say, mock, videos, tmp_path):
-    "Of a project, of a folder that is none yet, of OpenPack's layout; by a dry run, too: one sentence, nothing is sent."
+    "Of a project, of a folder that is none yet, of OpenPack's layout; by a dry run, too: a sentence, nothing is sent."
     def refused(folder, says, *options):
         code, out, err = say('setup', '--data', folder, *options)
         lines = [line for line in err.splitlines() if line.startswith('error: ')]
