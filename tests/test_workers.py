@@ -3,6 +3,8 @@ import os, signal, subprocess, sys, time
 
 import pytest
 
+from vlmtemporal.basics import BadInput
+
 CALL = 'print(spread(job, [(1,), (2,)], 2, "counting", 2))'
 GUARDED = f"if __name__ == '__main__':\n    {CALL}"
 REMEDY = "below `if __name__ == '__main__':`"
@@ -38,6 +40,20 @@ def test_what_is_not_read_beforehand(tmp_path):
     last = process.stderr.splitlines()[-1]
     assert process.returncode == 1 and 'no worker process could begin' in last and REMEDY in last, process.stderr
     assert 'memory' not in last
+
+
+def test_loaders_that_would_train_again(tmp_path, monkeypatch):
+    "The processes that read ahead for a GPU: forked ones do not run the script, others would."
+    from vlmtemporal import trainer
+    main = type(sys)('__main__')
+    main.__file__ = str(script(tmp_path, 'fit()'))
+    monkeypatch.setitem(sys.modules, '__main__', main)
+    assert trainer._loader(True, 4)['dataloader_num_workers'] == 2
+    monkeypatch.setattr(trainer, 'get_start_method', lambda: 'forkserver')
+    with pytest.raises(BadInput, match='script.py: would be run again by each worker process'): trainer._loader(True, 4)
+    assert trainer._loader(False, 4)['dataloader_num_workers'] == 0
+    script(tmp_path, GUARDED)
+    assert trainer._loader(True, 4)['dataloader_num_workers'] == 2
 
 
 def test_a_worker_that_is_killed_at_work(tmp_path):

@@ -563,6 +563,16 @@ def _tell_trained(run, out: Path):
     there = 'the first node has the adapter' if rank() else f'adapter in {run.adapter}'
     say(f"{run.steps} steps in {run.seconds:.0f} s{resumed}, loss {run.history[-1]['loss']:.3f}; {there}")
 
+# %% ../nbs/04j_cli.ipynb #9a34c0bd
+def _fitted_run(shards: Path, out: Path, model: str, wanted: Any, resume: bool) -> Any:
+    "What `fit` made. Exits with 130 when it was interrupted."
+    from vlmtemporal.evaluation import observe
+    from vlmtemporal.train import fit
+    try: return fit(shards, out, model, wanted, resume, observe=observe)
+    except KeyboardInterrupt:
+        typer.echo(f'stopped at once; {_saved(out)}', err=True)
+        raise typer.Exit(130) from None
+
 # %% ../nbs/04j_cli.ipynb #f0c9f9a6
 @app.command()
 @with_settings
@@ -585,11 +595,10 @@ def train(
 ):
     "Fine-tune with QLoRA; checkpoints every 50 steps; survives being killed."
     from vlmtemporal.borrowed import end_with_parent
-    from vlmtemporal.evaluation import observe
     from vlmtemporal.nodes import nodes_of
     from vlmtemporal.sharding import sharded_environment
     from vlmtemporal.shards import find_split
-    from vlmtemporal.train import check_folders, cut_first, fit, train_command, train_config
+    from vlmtemporal.train import check_folders, cut_first, train_command, train_config
     from vlmtemporal.trainer import check_run
     end_with_parent()
     wanted = train_config(config, _beginning(settings or (), begin))
@@ -601,11 +610,7 @@ def train(
     if together > 1 and 'RANK' not in os.environ:
         check_run(wanted, len(find_split(shards, 'train')), together)
         _start_together(train_command(shards, out, model, wanted, processes, resume), processes, machines)
-    try: run = fit(shards, out, model, wanted, resume, observe=observe)
-    except KeyboardInterrupt:
-        typer.echo(f'stopped at once; {_saved(out)}', err=True)
-        raise typer.Exit(130) from None
-    _tell_trained(run, out)
+    _tell_trained(_fitted_run(shards, out, model, wanted, resume), out)
 
 # %% ../nbs/04j_cli.ipynb #d18b4d66
 @app.command()
@@ -1081,6 +1086,20 @@ def _analyze_all(videos: dict[Path, Path], lines: Any, question: Any, many: _Man
     def text(line): return f"{len(line['segments'])} segments\n{_segments_text(line)}"
     _ask_all(names, question, lines, many, load, ask, text, as_json, keep)
 
+# %% ../nbs/04j_cli.ipynb #b60a4d93
+def _analyze_one(video: Path, timeline: Callable, trust: bool, as_json: bool, plot: Path | None) -> tuple:
+    "`analyze` of one video: what the file is, and what was found. The file is opened before a model is loaded."
+    from vlmtemporal.batches import here, name_of, told, truth_of
+    from vlmtemporal.video import open_video
+    place = here(video)
+    info = open_video(place, trusted=trust).info
+    found = timeline(place)
+    if plot: found.picture(truth_of(video)).save(plot)
+    typer.echo(f'{info.duration:.0f} s of video in {found.seconds:.1f} s, {found.windows} windows', err=True)
+    value = told(name_of(video), info.fps, found)
+    _emit(as_json, value, _segments_text(value))
+    return info, found
+
 # %% ../nbs/04j_cli.ipynb #6478ee55
 Stride = Annotated[float, _number('--stride', .04, 10**6, 'Seconds between windows.')]
 WindowContext = Annotated[float | None, _number(
@@ -1119,8 +1138,7 @@ def analyze(
     """The segments of a whole video, and what comes next at its end.
 
     Several videos, or a folder of them: one JSON line a video, in the file --out; on a cluster with --engine ray."""
-    from vlmtemporal.batches import Lines, Question, here, name_of, told, truth_of, videos_of
-    from vlmtemporal.video import open_video
+    from vlmtemporal.batches import Lines, Question, videos_of
     if to and not export: raise BadInput('no format', '--to', 'say --export FORMAT, too')
     many = _Many(engine, address, workers, table, at_once=2)
     suffix, trust = _suffix(export) if export else '', trusted == Trust.yes
@@ -1133,14 +1151,9 @@ def analyze(
         with Lines(out or Path('timelines.jsonl'), question.mark) as lines:
             return _analyze_all(videos_of(videos), lines, question, many, load, trust, as_json, plot, export, to)
     written = _free(to or Path(video.stem + suffix)) if export else None
-    place = here(video)
-    info = open_video(place, trusted=trust).info
-    found = load().analyze(place, stride, context, trusted=trust)
-    if plot: found.picture(truth_of(video)).save(plot)
+    def timeline(place): return load().analyze(place, stride, context, trusted=trust)
+    info, found = _analyze_one(video, timeline, trust, as_json, plot)
     if export and written: _export(found.timeline, export, written, video, info.fps)
-    typer.echo(f'{info.duration:.0f} s of video in {found.seconds:.1f} s, {found.windows} windows', err=True)
-    value = told(name_of(video), info.fps, found)
-    _emit(as_json, value, _segments_text(value))
 
 # %% ../nbs/04j_cli.ipynb #0333b0d3
 def _on_interrupt(stop: Any) -> None:
