@@ -1338,6 +1338,12 @@ def _parcels(data: Path | None, wheels: Path | None, dry: bool) -> list:
     return [wheels_parcel(clone(), wheels, _tell), recordings]
 
 # %% ../nbs/04j_cli.ipynb #3ac0cb18
+def _next(account, data: Path | None) -> str:
+    "What comes after `setup`, as there are recordings at Kaggle or not."
+    from vlmtemporal.account import is_there
+    if data or is_there(account, f'{account.user}/vlmtemporal-recordings'): return 'next: vlmtemporal kaggle train'
+    return 'next: vlmtemporal kaggle setup --data FOLDER with your recordings, or vlmtemporal kaggle train --data twin'
+
 @_kaggle.command('setup')
 def kaggle_setup(
     data: Annotated[Path | None, typer.Option(
@@ -1357,20 +1363,36 @@ def kaggle_setup(
     lines = [f"{f['id']}, private: " + ('would be sent' if dry_run else 'sent' if f['sent'] else 'there already')
              + f": {f['contents']}" for f in found]
     _emit(as_json, dict(user=account.user, dry_run=dry_run, data_sets=found),
-          '\n'.join([*lines, *([] if dry_run else ['next: vlmtemporal kaggle train'])]))
+          '\n'.join([*lines, *([] if dry_run else [_next(account, data)])]))
 
 # %% ../nbs/04j_cli.ipynb #0f641ba5
-def _request(account, chapter: str, data, model, hours, settings, fresh):
-    "What is pushed. Raises `BadInput`."
-    from vlmtemporal.pushing import chapter_of, request
-    from vlmtemporal.uploads import clone
-    return request(clone(), chapter_of(chapter), account.user, data, model, hours, settings or (), fresh)
+def _earlier(account, chapter: str, fresh: bool, dry: bool):
+    "The version whose settings are kept: the training's newest; None where there is none, or it cannot be asked for."
+    from vlmtemporal.pushing import kernel_of
+    from vlmtemporal.remote import NEEDS, pushed_before
+    needed = NEEDS.get(chapter, chapter)
+    if needed != '02_train' or fresh or account.api is None: return None
+    try: return pushed_before(account, kernel_of(account.user, needed), *([1] if dry else []))
+    except VLMTemporalError:
+        if not dry: raise
+        return None # it is said where the attached kernels are asked for
 
-def _show_request(account, asked, as_json: bool):
+def _request(account, chapter: str, data, model, hours, settings, fresh, dry):
+    "What is pushed, and the version whose settings it keeps. Raises `BadInput`."
+    from vlmtemporal.pushing import chapter_of, request
+    from vlmtemporal.remote import NEEDS
+    from vlmtemporal.uploads import clone
+    chapter = chapter_of(chapter)
+    earlier = _earlier(account, chapter, fresh, dry)
+    kept = earlier and earlier.for_chapter(NEEDS.get(chapter, chapter), chapter)
+    if kept and str(kept): _tell(f'as version {kept.version} of 02_train, where no option says otherwise: {kept}')
+    return request(clone(), chapter, account.user, data, model, hours, settings or (), fresh, kept), earlier
+
+def _show_request(account, asked, as_json: bool, *checks):
     "The request as it would be sent, and what it sets."
     from vlmtemporal.pushing import injected
     from vlmtemporal.remote import foreseen
-    asked = foreseen(account, asked, _tell)
+    asked = foreseen(account, asked, _tell, checks)
     said = injected(asked.notebook)
     value = dict(metadata=asked.metadata, set=said, cells=len(asked.notebook['cells']))
     _emit(as_json, value, '\n'.join([json.dumps(asked.metadata, indent=2), *(['', said] if said else [])]))
@@ -1385,17 +1407,18 @@ def kaggle_push(
     settings: Chosen = None,
     fresh: Fresh = False,
     anyway: Annotated[bool, typer.Option(
-        '--anyway', help='Even while a version of it, or the training that it needs, is going on.')] = False,
+        '--anyway', help='Even beside a running version, or when the training it needs runs or left nothing.')] = False,
     dry_run: DryRun = False,
     as_json: Json = False,
 ):
     """Push one chapter's notebook; it runs, and what it leaves is attached to the chapters after it.
 
-    No file of the repository is changed. Whatever Kaggle could not attach is an error here."""
+    `eval` and `serve` take the model and the recordings of the training, unless told otherwise. No file of the
+    repository is changed. Whatever Kaggle could not attach is an error here."""
     from vlmtemporal.remote import check_idle, push
     account = _account(dry_run)
-    asked = _request(account, chapter, data, model, hours, settings, fresh)
-    if dry_run: return _show_request(account, asked, as_json)
+    asked, _ = _request(account, chapter, data, model, hours, settings, fresh, dry_run)
+    if dry_run: return _show_request(account, asked, as_json, *([] if anyway else [check_idle]))
     if not anyway: check_idle(account, asked)
     done = push(account, asked)
     value = dict(kernel=done.kernel, version=done.version, url=done.url)
@@ -1415,13 +1438,15 @@ def kaggle_train(
     """Push chapter 2, follow its log, and push again until the training is finished.
 
     A session ends after 12 hours at most; the next one goes on from the last checkpoint. Ctrl-C leaves the run going:
-    the command without options follows it again. $VLMTEMPORAL_KAGGLE_PAUSE: seconds between two looks, else 15."""
-    from vlmtemporal.remote import train
+    the command without options follows it again. Said again, it keeps the settings of the version that is there,
+    changed by the options given; a finished training is not trained again, unless an option changes it or --fresh
+    begins anew, with the usual settings. $VLMTEMPORAL_KAGGLE_PAUSE: seconds between two looks, else 15."""
+    from vlmtemporal.remote import finished, train
     account = _account(dry_run)
-    asked = _request(account, 'train', data, model, hours, settings, fresh)
-    if dry_run: return _show_request(account, asked, as_json)
+    asked, earlier = _request(account, 'train', data, model, hours, settings, fresh, dry_run)
+    if dry_run: return _show_request(account, asked, as_json, lambda a, r: finished(a, r, earlier, _tell))
     given = {'--data': data, '--model': model, '--hours': hours, '--set': settings, '--fresh': fresh}
-    try: done = train(account, asked, _tell, [name for name, value in given.items() if value])
+    try: done = train(account, asked, _tell, [name for name, value in given.items() if value], earlier)
     except KeyboardInterrupt:
         _tell('\nthe run goes on at Kaggle: `vlmtemporal kaggle train` follows it again, `... status` looks once')
         raise typer.Exit(130) from None
@@ -1452,18 +1477,21 @@ def kaggle_pull(
     model: Annotated[str | None, typer.Option(
         help='The base of the adapter, a folder or a Hub id, to load the adapter onto; the small one is here.')] = None,
     everything: Annotated[bool, typer.Option('--all', help='Checkpoints and shards, too.')] = False,
+    version: Annotated[int | None, _count('--version', 1, 10**6, 'Which run; the newest when absent.')] = None,
     as_json: Json = False,
 ):
-    """Fetch what the newest run of a chapter left, and load the adapter that is in it.
+    """Fetch what a run of a chapter left, and load the adapter that is in it.
 
-    The folder is whole or not there; its pulled.json has the SHA-256 of every file."""
+    The folder is whole or not there; its pulled.json has the SHA-256 of every file. A version without an adapter (or a
+    report, of `eval`) is refused, and the folder of before stays."""
     from vlmtemporal.account import log_in
+    from vlmtemporal.label_rows import counted
     from vlmtemporal.pushing import chapter_of
     from vlmtemporal.remote import pull
     account, chapter = log_in(), chapter_of(chapter)
     out = out or Path('outputs/kaggle')/chapter
-    found = pull(account, chapter, out, model, everything, _tell)
-    lines = [f'{out}: {len(found["files"])} files of version {found["version"]}',
+    found = pull(account, chapter, out, model, everything, _tell, version)
+    lines = [f'{out}: {counted(len(found["files"]), "file")} of version {found["version"]}',
              *(f'adapter: {out/name}' for name in found['adapters'])]
     _emit(as_json, dict(folder=str(out), **found), '\n'.join(lines))
 
