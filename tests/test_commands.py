@@ -84,6 +84,8 @@ ELSEWHERE = (
     ('kaggle status', 'tests/test_kaggle.py', "say('status'"),
     ('kaggle push CHAPTER --set epochs=1 --hours 8 --dry-run', 'tests/test_kaggle.py',
      "say('push', '2', '--set', 'epochs=1', '--hours', '8', '--model', 'tiny', '--dry-run'"),
+    ('kaggle train --version N', 'tests/test_kaggle.py', "say('train', '--version', '1')"),
+    ('kaggle push CHAPTER --version N', 'tests/test_kaggle.py', "say('push', 'eval', '--version', '1')"),
     ('kaggle push CHAPTER --anyway', 'tests/test_kaggle.py', "say('push', 'eval', '--anyway')"),
 )
 TARGETS = { # of make

@@ -396,11 +396,38 @@ def test_a_version_without_its_result_replaces_no_good_one(spoilt, say, tmp_path
 def test_a_failed_training_is_not_evaluated(spoilt, say):
     spoil(spoilt, 'ERROR')
     code, _, err = say('push', 'eval')
-    assert code == 2 and 'version 2, which failed and left no adapter' in err and 'pull --version 1`' in err, err
-    assert not spoilt.calls('SaveKernel') and say('push', 'eval', '--anyway')[0] == 0
+    assert code == 2 and 'version 2, which failed and left no adapter' in err and 'push eval --version 1`' in err, err
+    assert not spoilt.calls('SaveKernel') and say('push', 'eval', '--version', '2')[0] == 2
+    code, _, err = say('push', 'eval', '--version', '1')
+    assert code == 0 and spoilt.calls('SaveKernel')[-1]['kernelDataSources'] == [], err
+    assert 'alice/vlmtemporal-earlier' in spoilt.calls('SaveKernel')[-1]['datasetDataSources']
+    carried = spoilt.datasets['alice/vlmtemporal-earlier']
+    assert carried.body['isPrivate'] and any(name.endswith('run/adapter/adapter_config.json') for name in carried.files)
     _, out, _ = say('status')
     line = next(line for line in out.splitlines() if line.startswith('02_train'))
     assert line.startswith('02_train: error, version 2, BadInput: tiny: cannot be loaded; name another, https'), line
+
+
+def test_a_failed_version_hides_no_checkpoint(ready, say):
+    def run(kaggle, kernel, version):
+        n = len(kaggle.kernels[kernel])
+        if n in (1, 3): trained(3)(kaggle, kernel, version)
+        if n in (2, 3): version.status, version.message = ['ERROR'], 'Your notebook ran out of memory.'
+        if n == 4: trained(6)(kaggle, kernel, version)
+    ready.run = run
+    code, _, err = say('train', '--model', 'tiny')
+    assert code == 1 and 'version 2 failed (Your notebook ran out of memory.)' in err, err
+    code, _, err = say('train')
+    assert code == 2 and 'version 2 left nothing to go on from' in err and '--version 1 goes on' in err, err
+    code, _, err = say('train', '--version', '1')
+    third = ready.calls('SaveKernel')[-1]
+    assert code == 1 and third['datasetDataSources'][-1] == 'alice/vlmtemporal-earlier', err
+    assert not third['kernelDataSources']
+    assert any(n.endswith('run/checkpoint-3/optimizer.pt') for n in ready.datasets['alice/vlmtemporal-earlier'].files)
+    code, _, err = say('train') # version 3 left a run
+    fourth = ready.calls('SaveKernel')[-1]
+    assert code == 0 and 'alice/vlmtemporal-earlier' not in fourth['datasetDataSources'], err
+    assert fourth['kernelDataSources'] == ['alice/vlmtemporal-02-train'] and settings_of(fourth) == "model = 'tiny'"
 
 
 def test_setup_says_what_comes_next(kaggle, say, videos):
