@@ -8,11 +8,11 @@ __all__ = ['app', 'Json', 'Seed', 'Workers', 'Root', 'Built', 'BuiltOrSplit', 'V
            'Set', 'Kinds', 'Boost', 'MostClips', 'Protocol', 'HardJitter', 'Engines', 'Address', 'ValClips', 'Clips',
            'Concurrency', 'Timeout', 'MaxTokens', 'Adapters', 'TestClips', 'WholeSessions', 'MostSessions',
            'WithGrammar', 'TowerCache', 'MaxClips', 'Out', 'Table', 'Where', 'Models', 'Stride', 'WindowContext',
-           'TimelinePlot', 'Format', 'ExportTo', 'DryRun', 'DataSet', 'KaggleModel', 'Hours', 'Chosen', 'Fresh',
-           'Trust', 'with_settings', 'init', 'twin', 'sample', 'study', 'build', 'check', 'view', 'normalise', 'export',
-           'train', 'preflight', 'calibrate', 'merge', 'publish', 'eval', 'rescore', 'ablate', 'lopo', 'predict',
-           'analyze', 'live', 'with_server_settings', 'serve', 'space', 'demo', 'doctor', 'kaggle_setup', 'kaggle_push',
-           'kaggle_train', 'kaggle_status', 'kaggle_pull', 'renamed', 'main']
+           'TimelinePlot', 'Format', 'ExportTo', 'DryRun', 'DataSet', 'KaggleModel', 'Hours', 'Chosen', 'FromVersion',
+           'Fresh', 'Trust', 'with_settings', 'init', 'twin', 'sample', 'study', 'build', 'check', 'view', 'normalise',
+           'export', 'train', 'preflight', 'calibrate', 'merge', 'publish', 'eval', 'rescore', 'ablate', 'lopo',
+           'predict', 'analyze', 'live', 'with_server_settings', 'serve', 'space', 'demo', 'doctor', 'kaggle_setup',
+           'kaggle_push', 'kaggle_train', 'kaggle_status', 'kaggle_pull', 'renamed', 'main']
 
 # %% ../nbs/04j_cli.ipynb #3dd97461
 import inspect, json, os, sys
@@ -1320,6 +1320,8 @@ KaggleModel = Annotated[str | None, typer.Option('--model', help=(
 Hours = Annotated[float | None, _number('--hours', .05, 12, 'Stop in good order after so long.')]
 Chosen = Annotated[list[str] | None, typer.Option(
     '--set', help="Any other setting of the chapter's first cells, name=value; may be repeated.")]
+FromVersion = Annotated[int | None, _count('--version', 1, 10**6, (
+    'Attach what this version of the training left, sent as a data set, in place of the newest.'))]
 Fresh = Annotated[bool, typer.Option('--fresh', help="Begin anew: do not attach the chapter's own last version.")]
 
 # %% ../nbs/04j_cli.ipynb #a2c1ea8b
@@ -1388,11 +1390,12 @@ def _request(account, chapter: str, data, model, hours, settings, fresh, dry):
     if kept and str(kept): _tell(f'as version {kept.version} of 02_train, where no option says otherwise: {kept}')
     return request(clone(), chapter, account.user, data, model, hours, settings or (), fresh, kept), earlier
 
-def _show_request(account, asked, as_json: bool, *checks):
+def _show_request(account, asked, as_json: bool, version, *checks):
     "The request as it would be sent, and what it sets."
     from vlmtemporal.pushing import injected
     from vlmtemporal.remote import foreseen
-    asked = foreseen(account, asked, _tell, checks)
+    asked = foreseen(account, asked, _tell, () if version else checks)
+    if version: _tell(f'what version {version} of 02_train left would be sent as a data set, and attached in its place')
     said = injected(asked.notebook)
     value = dict(metadata=asked.metadata, set=said, cells=len(asked.notebook['cells']))
     _emit(as_json, value, '\n'.join([json.dumps(asked.metadata, indent=2), *(['', said] if said else [])]))
@@ -1406,6 +1409,7 @@ def kaggle_push(
     hours: Hours = None,
     settings: Chosen = None,
     fresh: Fresh = False,
+    version: FromVersion = None,
     anyway: Annotated[bool, typer.Option(
         '--anyway', help='Even beside a running version, or when the training it needs runs or left nothing.')] = False,
     dry_run: DryRun = False,
@@ -1415,11 +1419,14 @@ def kaggle_push(
 
     `eval` and `serve` take the model and the recordings of the training, unless told otherwise. No file of the
     repository is changed. Whatever Kaggle could not attach is an error here."""
-    from vlmtemporal.remote import check_idle, push
+    from vlmtemporal.remote import NEEDS, check_idle, from_version, push
     account = _account(dry_run)
     asked, _ = _request(account, chapter, data, model, hours, settings, fresh, dry_run)
-    if dry_run: return _show_request(account, asked, as_json, *([] if anyway else [check_idle]))
-    if not anyway: check_idle(account, asked)
+    if dry_run: return _show_request(account, asked, as_json, version, *([] if anyway else [check_idle]))
+    if version and asked.chapter not in ('02_train', *NEEDS):
+        raise BadInput(f'{asked.chapter} needs no training', '--version', 'leave it out')
+    if not anyway: check_idle(account, asked.attached_to([]) if version else asked)
+    if version: asked = from_version(account, asked, version, _tell)
     done = push(account, asked)
     value = dict(kernel=done.kernel, version=done.version, url=done.url)
     _emit(as_json, value, f'version {done.version} runs: {done.url}')
@@ -1432,6 +1439,7 @@ def kaggle_train(
     hours: Hours = None,
     settings: Chosen = None,
     fresh: Fresh = False,
+    version: FromVersion = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ):
@@ -1444,9 +1452,10 @@ def kaggle_train(
     from vlmtemporal.remote import finished, train
     account = _account(dry_run)
     asked, earlier = _request(account, 'train', data, model, hours, settings, fresh, dry_run)
-    if dry_run: return _show_request(account, asked, as_json, lambda a, r: finished(a, r, earlier, _tell))
-    given = {'--data': data, '--model': model, '--hours': hours, '--set': settings, '--fresh': fresh}
-    try: done = train(account, asked, _tell, [name for name, value in given.items() if value], earlier)
+    if dry_run: return _show_request(account, asked, as_json, version, lambda a, r: finished(a, r, earlier, _tell))
+    given = {'--data': data, '--model': model, '--hours': hours, '--set': settings, '--fresh': fresh,
+             '--version': version}
+    try: done = train(account, asked, _tell, [name for name, value in given.items() if value], earlier, version)
     except KeyboardInterrupt:
         _tell('\nthe run goes on at Kaggle: `vlmtemporal kaggle train` follows it again, `... status` looks once')
         raise typer.Exit(130) from None
