@@ -1,5 +1,5 @@
 "Kaggle: the pushed notebooks, the real `kaggle` command and our own against a stub of Kaggle on this machine."
-import contextlib, json, os, signal, subprocess, sys, threading, time
+import contextlib, json, os, shutil, signal, subprocess, sys, threading, time
 from pathlib import Path
 
 import pytest
@@ -9,6 +9,7 @@ from forked import FRESH, started
 from kaggle_stub import DataSet, Kaggle, Version, files_of, serve
 from vlmtemporal.adapters import Adapter, bundled_adapter
 from vlmtemporal.pushing import CHAPTERS, injected, job_text
+from vlmtemporal.recordings import init
 
 KERNELS = sorted(p.parent for p in (ROOT/'kaggle').glob('*/kernel-metadata.json'))
 KEY = 's3cr3t-0123456789' # must never be seen
@@ -164,6 +165,32 @@ def test_what_cannot_be_sent(kaggle, say, videos, tmp_path):
     for folder in (videos, tmp_path/'empty', tmp_path/'none'):
         code, out, err = say('setup', '--data', folder)
         assert code == 2 and not out and len(err.strip().splitlines()) == 1, err
+    assert not kaggle.posted
+
+
+def test_recordings_without_frames_are_not_sent(kaggle, say, mock, videos, tmp_path):
+    "Of a project, of a folder that is none yet, of OpenPack's layout; by a dry run, too: a sentence, nothing is sent."
+    def refused(folder, says, *options):
+        code, out, err = say('setup', '--data', folder, *options)
+        lines = [line for line in err.splitlines() if line.startswith('error: ')]
+        assert code == 2 and not out and len(lines) == 1 and says in lines[0], err
+    video = (videos/'person2.mp4').read_bytes()
+    (videos/'person2.mp4').write_bytes(b'no video')
+    for options in (['--dry-run'], []): refused(videos, 'person2.mp4: cannot be decoded as video', *options)
+    (videos/'person2.mp4').write_bytes(video)
+    init(videos)
+    (videos/'person2.mp4').write_bytes(video[:4000])
+    for options in (['--dry-run'], []): refused(videos, 'person2.mp4: cannot be decoded as video', *options)
+    (videos/'person2.mp4').write_bytes(video)
+    (videos/'person2.csv').write_text('start,end,label\n0,3,pick')
+    refused(videos, 'no clip of ')
+    for kind in ('videos', 'frames'):
+        own = tmp_path/kind
+        shutil.copytree(mock/'U0101', own/'U0101')
+        video = next(own.rglob('*.mp4'))
+        shutil.rmtree(video.parent) if kind == 'frames' else video.write_bytes(b'')
+        if kind == 'frames': (own/'U0101/kinect/color-masked/frames/S0100').mkdir(parents=True)
+        refused(own, 'the folder holds no frames' if kind == 'frames' else 'the file is empty')
     assert not kaggle.posted
 
 
