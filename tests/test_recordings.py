@@ -677,3 +677,29 @@ def test_a_slip_that_costs_a_taxonomy_is_named(phone):
     assert old == {name: (phone/f'{name}.old').read_bytes() for name in old}
     init(phone, fresh=True)
     assert (phone/f'{FILE}.old').read_bytes() == old[FILE] and (phone/f'{FILE}.old2').exists()
+
+
+def test_a_table_that_cannot_be_read_is_named_with_its_separator(phone):
+    text = (phone/'Schritte.csv').read_text()
+    (phone/'Schritte.csv').write_text(text.replace('0:04,00', '0:04;00', 1))
+    said = refusal(look, phone)
+    assert 'holds 6 videos, and labels that cannot be read yet' in said and 'no labels' not in said
+    assert 'Schritte.csv, line 2: 6 fields where the header has 5; fields are parted by a semicolon' in said
+
+
+def test_shards_are_no_recordings(tmp_path):
+    (tmp_path/'train').mkdir()
+    (tmp_path/'train'/'index.json').write_text('{}')
+    assert 'holds shards, which `build` wrote' in refusal(sessions, tmp_path)
+
+
+def test_elan_finds_the_video_from_where_the_file_lies(phone):
+    "An address with % for what an URL cannot hold, and the way from the folder of the .eaf; both are read back."
+    video, out = phone/'VID_2026_Änne 1.mp4', phone/'sub'/'x.eaf'
+    (phone/'VID_2026_Anna.mp4').rename(video)
+    out.parent.mkdir()
+    write_labels(out, [Segment('cut', 0, 5)], 'elan', recording=video.name, fps=25., duration=10., media=video.resolve())
+    text = out.read_text()
+    assert f'MEDIA_URL="{video.resolve().as_uri()}"' in text and 'file:///' in text
+    assert 'RELATIVE_MEDIA_URL="../VID_2026_%C3%84nne%201.mp4"' in text
+    assert read_labels(out).for_media(video).rows[0].name == 'cut'

@@ -466,6 +466,9 @@ def sessions(
     try: return openpack_sessions(root, tuple(subjects) if subjects else None)
     except BadInput as e:
         if e.what != 'holds no session': raise
+        if any((root/side/'index.json').is_file() for side in ('.', *SPLIT_NAMES)):
+            raise BadInput('holds shards, which `build` wrote, and no recordings', root,
+                           'give the folder that they were built from') from None
         fix = f'make a {FILE} with `vlmtemporal init {root}`; or lay it out as OpenPack: {e.fix}'
         raise BadInput(f'holds neither a {FILE} nor sessions of OpenPack', root, fix) from None
 
@@ -1154,6 +1157,8 @@ def _nothing(folder: Path, videos: Sequence[Path], read: Sequence[LabelFile], pr
     check_annotated(folder)
     table = next((said for said in alone if 'cannot be read as utf' in said), '')
     if table: return BadInput(table)
+    broken = next((said for said in alone if 'fields where the header has' in said), '')
+    if broken: return BadInput(f'holds {n}, and labels that cannot be read yet', folder, broken.removeprefix(f'{folder}/'))
     tried = f' (no labels: {alone[0]})' if alone else ''
     return BadInput(f'holds {n} and no labels{tried}', folder,
                     'put labels beside the videos: a CSV with the columns start, end and label will do')

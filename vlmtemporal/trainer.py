@@ -537,6 +537,7 @@ def _trainer_class(shards: Shards, out: Path, config: TrainConfig, memory: Tower
         data_collator: Any
         accelerator: Any
         tower_memory = memory
+        def create_model_card(self, *args, **kwargs): pass # TRL's, which knows neither base nor data
         def create_scheduler(self, num_training_steps, optimizer=None):
             self.args.warmup_steps = warmup_steps(config.warmup, num_training_steps)
             return super().create_scheduler(num_training_steps, optimizer)
