@@ -1,5 +1,5 @@
 "Kaggle: the pushed notebooks, the real `kaggle` command and our own against a stub of Kaggle on this machine."
-import contextlib, json, os, signal, subprocess, sys, threading, time
+import contextlib, json, os, shutil, signal, subprocess, sys, threading, time
 from pathlib import Path
 
 import pytest
@@ -9,6 +9,7 @@ from forked import FRESH, started
 from kaggle_stub import DataSet, Kaggle, Version, files_of, serve
 from vlmtemporal.adapters import Adapter, bundled_adapter
 from vlmtemporal.pushing import CHAPTERS, injected, job_text
+from vlmtemporal.recordings import init
 
 KERNELS = sorted(p.parent for p in (ROOT/'kaggle').glob('*/kernel-metadata.json'))
 KEY = 's3cr3t-0123456789' # must never be seen
@@ -163,6 +164,32 @@ def test_what_cannot_be_sent(kaggle, say, videos, tmp_path):
     for folder in (videos, tmp_path/'empty', tmp_path/'none'):
         code, out, err = say('setup', '--data', folder)
         assert code == 2 and not out and len(err.strip().splitlines()) == 1, err
+    assert not kaggle.posted
+
+
+def test_recordings_without_frames_are_not_sent(kaggle, say, mock, videos, tmp_path):
+    "Of a project, of a folder that is none yet, of OpenPack's layout; by a dry run, too: a sentence, nothing is sent."
+    def refused(folder, says, *options):
+        code, out, err = say('setup', '--data', folder, *options)
+        lines = [line for line in err.splitlines() if line.startswith('error: ')]
+        assert code == 2 and not out and len(lines) == 1 and says in lines[0], err
+    video = (videos/'person2.mp4').read_bytes()
+    (videos/'person2.mp4').write_bytes(b'no video')
+    for options in (['--dry-run'], []): refused(videos, 'person2.mp4: cannot be decoded as video', *options)
+    (videos/'person2.mp4').write_bytes(video)
+    init(videos)
+    (videos/'person2.mp4').write_bytes(video[:4000])
+    for options in (['--dry-run'], []): refused(videos, 'person2.mp4: cannot be decoded as video', *options)
+    (videos/'person2.mp4').write_bytes(video)
+    (videos/'person2.csv').write_text('start,end,label\n0,3,pick')
+    refused(videos, 'no clip of ')
+    for kind in ('videos', 'frames'):
+        own = tmp_path/kind
+        shutil.copytree(mock/'U0101', own/'U0101')
+        video = next(own.rglob('*.mp4'))
+        shutil.rmtree(video.parent) if kind == 'frames' else video.write_bytes(b'')
+        if kind == 'frames': (own/'U0101/kinect/color-masked/frames/S0100').mkdir(parents=True)
+        refused(own, 'the folder holds no frames' if kind == 'frames' else 'the file is empty')
     assert not kaggle.posted
 
 
@@ -369,11 +396,38 @@ def test_a_version_without_its_result_replaces_no_good_one(spoilt, say, tmp_path
 def test_a_failed_training_is_not_evaluated(spoilt, say):
     spoil(spoilt, 'ERROR')
     code, _, err = say('push', 'eval')
-    assert code == 2 and 'version 2, which failed and left no adapter' in err and 'pull --version 1`' in err, err
-    assert not spoilt.calls('SaveKernel') and say('push', 'eval', '--anyway')[0] == 0
+    assert code == 2 and 'version 2, which failed and left no adapter' in err and 'push eval --version 1`' in err, err
+    assert not spoilt.calls('SaveKernel') and say('push', 'eval', '--version', '2')[0] == 2
+    code, _, err = say('push', 'eval', '--version', '1')
+    assert code == 0 and spoilt.calls('SaveKernel')[-1]['kernelDataSources'] == [], err
+    assert 'alice/vlmtemporal-earlier' in spoilt.calls('SaveKernel')[-1]['datasetDataSources']
+    carried = spoilt.datasets['alice/vlmtemporal-earlier']
+    assert carried.body['isPrivate'] and any(name.endswith('run/adapter/adapter_config.json') for name in carried.files)
     _, out, _ = say('status')
     line = next(line for line in out.splitlines() if line.startswith('02_train'))
     assert line.startswith('02_train: error, version 2, BadInput: tiny: cannot be loaded; name another, https'), line
+
+
+def test_a_failed_version_hides_no_checkpoint(ready, say):
+    def run(kaggle, kernel, version):
+        n = len(kaggle.kernels[kernel])
+        if n in (1, 3): trained(3)(kaggle, kernel, version)
+        if n in (2, 3): version.status, version.message = ['ERROR'], 'Your notebook ran out of memory.'
+        if n == 4: trained(6)(kaggle, kernel, version)
+    ready.run = run
+    code, _, err = say('train', '--model', 'tiny')
+    assert code == 1 and 'version 2 failed (Your notebook ran out of memory.)' in err, err
+    code, _, err = say('train')
+    assert code == 2 and 'version 2 left nothing to go on from' in err and '--version 1 goes on' in err, err
+    code, _, err = say('train', '--version', '1')
+    third = ready.calls('SaveKernel')[-1]
+    assert code == 1 and third['datasetDataSources'][-1] == 'alice/vlmtemporal-earlier', err
+    assert not third['kernelDataSources']
+    assert any(n.endswith('run/checkpoint-3/optimizer.pt') for n in ready.datasets['alice/vlmtemporal-earlier'].files)
+    code, _, err = say('train') # version 3 left a run
+    fourth = ready.calls('SaveKernel')[-1]
+    assert code == 0 and 'alice/vlmtemporal-earlier' not in fourth['datasetDataSources'], err
+    assert fourth['kernelDataSources'] == ['alice/vlmtemporal-02-train'] and settings_of(fourth) == "model = 'tiny'"
 
 
 def test_setup_says_what_comes_next(kaggle, say, videos):
