@@ -356,8 +356,9 @@ def in_a_process(*command: str, env: dict | None = None, program: str = __file__
     if lines: return json.loads(lines[-1])
     said = [line for line in run.stderr.strip().splitlines() if line.strip()]
     print(*said[-40:], sep='\n', file=sys.stderr, flush=True)
+    # threads may write after the error
     why = [line for line in said if 'OutOfMemory' in line or 'out of memory' in line] or \
-        [line for line in said if re.match(r'[\w.]*(Error|Exception|BadInput|Exit)\b', line)] # threads may write after it
+        [line for line in said if re.match(r'[\w.]*(Error|Exception|BadInput|Exit)\b', line)]
     return 'failed: ' + (why or said or ['?'])[-1][:160]
 
 
