@@ -698,7 +698,8 @@ def test_elan_finds_the_video_from_where_the_file_lies(phone):
     video, out = phone/'VID_2026_Änne 1.mp4', phone/'sub'/'x.eaf'
     (phone/'VID_2026_Anna.mp4').rename(video)
     out.parent.mkdir()
-    write_labels(out, [Segment('cut', 0, 5)], 'elan', recording=video.name, fps=25., duration=10., media=video.resolve())
+    about = dict(recording=video.name, fps=25., duration=10., media=video.resolve())
+    write_labels(out, [Segment('cut', 0, 5)], 'elan', **about)
     text = out.read_text()
     assert f'MEDIA_URL="{video.resolve().as_uri()}"' in text and 'file:///' in text
     assert 'RELATIVE_MEDIA_URL="../VID_2026_%C3%84nne%201.mp4"' in text

@@ -571,7 +571,7 @@ def _table(file: RawFile) -> Table:
         if any(cells[len(header):]):
             mark = {'\t': 'tab', ';': 'semicolon', ',': 'comma'}.get(mark := _separator(file.text), mark)
             raise BadInput(f'{len(cells)} fields where the header has {len(header)}', where,
-                           f'fields are parted by a {mark}: put a text that holds one into quotes, mend a time that does')
+                           f'fields are parted by a {mark}: mend a time that holds one, put a text into quotes')
     rows = tuple((where, (*cells[:len(header)], *['']*(len(header) - len(cells)))) for where, cells in body)
     return Table(tuple(header), named, rows, tuple(notes))
 

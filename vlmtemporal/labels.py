@@ -194,7 +194,7 @@ def _lanes(segments: Sequence[Segment]) -> list[list[Segment]]:
 def _millis(seconds: float) -> int: return round(seconds*1000)
 
 def _elan_media(path: Path, media: str) -> tuple[str, str]: # from anywhere, and from where the file lies
-    "A video's place as ELAN writes it: as a URL, and from the folder of the .eaf, both with % for what URLs cannot hold."
+    "A video's place as ELAN writes it: as a URL, and from the folder of the .eaf, both with % as URLs need it."
     if not Path(media).is_absolute(): return media, f'./{Path(media).name}'
     try: near = Path(os.path.relpath(media, path.resolve().parent)).as_posix()
     except ValueError: near = Path(media).name # another drive

@@ -1158,7 +1158,8 @@ def _nothing(folder: Path, videos: Sequence[Path], read: Sequence[LabelFile], pr
     table = next((said for said in alone if 'cannot be read as utf' in said), '')
     if table: return BadInput(table)
     broken = next((said for said in alone if 'fields where the header has' in said), '')
-    if broken: return BadInput(f'holds {n}, and labels that cannot be read yet', folder, broken.removeprefix(f'{folder}/'))
+    broken = broken.removeprefix(f'{folder}/')
+    if broken: return BadInput(f'holds {n}, and labels that cannot be read yet', folder, broken)
     tried = f' (no labels: {alone[0]})' if alone else ''
     return BadInput(f'holds {n} and no labels{tried}', folder,
                     'put labels beside the videos: a CSV with the columns start, end and label will do')
