@@ -32,7 +32,7 @@ OTHERS = {
     'preflight': 'preflight shards --json',
     'resume': f'train shards run --resume {FEW} --best OCA --patience 3',
     'another': f'train shards second --from run/adapter --preflight --processes 1 {FEW}',
-    'calibrate': 'calibrate shards run/adapter',
+    'calibrate': 'calibrate shards run/adapter --clips 3',
     'eval': 'eval shards report --adapter run/adapter --clips 2',
     'eval of what ships': 'eval SHARDS shipped --adapter tiny --clips 1',
     'rescore': 'rescore RESULTS --out again',

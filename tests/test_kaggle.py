@@ -1,5 +1,5 @@
 "Kaggle: the pushed notebooks, the real `kaggle` command and our own against a stub of Kaggle on this machine."
-import contextlib, json, os, signal, subprocess, sys, threading, time
+import contextlib, json, os, shutil, signal, subprocess, sys, threading, time
 from pathlib import Path
 
 import pytest
@@ -9,6 +9,7 @@ from forked import FRESH, started
 from kaggle_stub import DataSet, Kaggle, Version, files_of, serve
 from vlmtemporal.adapters import Adapter, bundled_adapter
 from vlmtemporal.pushing import CHAPTERS, injected, job_text
+from vlmtemporal.recordings import init
 
 KERNELS = sorted(p.parent for p in (ROOT/'kaggle').glob('*/kernel-metadata.json'))
 KEY = 's3cr3t-0123456789' # must never be seen
@@ -85,7 +86,7 @@ def trained(*steps):
     left = list(steps)
     def run(kaggle, kernel, version):
         step = left.pop(0)
-        version.log = ['preflight\n', f'\x1b[2Jstep {step}\n']
+        version.log = ['\n', '\n', 'preflight\n', f'\x1b[2Jstep {step}\n']
         version.output = {'status.json': json.dumps(reached(step)).encode(), 'run/checkpoint-3/optimizer.pt': b'0'*99,
                           'shards/train/a.tar': b'0'*99}
         if step == 6: version.output |= files_of(bundled_adapter(), 'run/adapter/')
@@ -124,6 +125,7 @@ def test_three_commands(kaggle, say, videos, tmp_path):
     assert json.loads(out) == dict(kernel='alice/vlmtemporal-02-train', step=6, of=6, line='step 6 of 6')
     steps = [line for line in err.splitlines() if line.startswith('step')]
     assert steps == ['step 3', 'step 3 of 6', 'step 6', 'step 6 of 6'], 'each line of the log once'
+    assert '' not in err.splitlines(), 'no log begins with empty lines'
     first, second = kaggle.calls('SaveKernel')
     assert first['kernelDataSources'] == [] and second['kernelDataSources'] == ['alice/vlmtemporal-02-train']
     for body in (first, second):
@@ -163,6 +165,32 @@ def test_what_cannot_be_sent(kaggle, say, videos, tmp_path):
     for folder in (videos, tmp_path/'empty', tmp_path/'none'):
         code, out, err = say('setup', '--data', folder)
         assert code == 2 and not out and len(err.strip().splitlines()) == 1, err
+    assert not kaggle.posted
+
+
+def test_recordings_without_frames_are_not_sent(kaggle, say, mock, videos, tmp_path):
+    "Of a project, of a folder that is none yet, of OpenPack's layout; by a dry run, too: a sentence, nothing is sent."
+    def refused(folder, says, *options):
+        code, out, err = say('setup', '--data', folder, *options)
+        lines = [line for line in err.splitlines() if line.startswith('error: ')]
+        assert code == 2 and not out and len(lines) == 1 and says in lines[0], err
+    video = (videos/'person2.mp4').read_bytes()
+    (videos/'person2.mp4').write_bytes(b'no video')
+    for options in (['--dry-run'], []): refused(videos, 'person2.mp4: cannot be decoded as video', *options)
+    (videos/'person2.mp4').write_bytes(video)
+    init(videos)
+    (videos/'person2.mp4').write_bytes(video[:4000])
+    for options in (['--dry-run'], []): refused(videos, 'person2.mp4: cannot be decoded as video', *options)
+    (videos/'person2.mp4').write_bytes(video)
+    (videos/'person2.csv').write_text('start,end,label\n0,3,pick')
+    refused(videos, 'no clip of ')
+    for kind in ('videos', 'frames'):
+        own = tmp_path/kind
+        shutil.copytree(mock/'U0101', own/'U0101')
+        video = next(own.rglob('*.mp4'))
+        shutil.rmtree(video.parent) if kind == 'frames' else video.write_bytes(b'')
+        if kind == 'frames': (own/'U0101/kinect/color-masked/frames/S0100').mkdir(parents=True)
+        refused(own, 'the folder holds no frames' if kind == 'frames' else 'the file is empty')
     assert not kaggle.posted
 
 
@@ -328,6 +356,8 @@ def test_an_evaluation_is_of_the_training_that_is_there(ready, say):
         assert asked['metadata']['enable_gpu'] == (not tiny) and 'refused' not in err, err
         assert asked['metadata']['dataset_sources'] == ['alice/vlmtemporal-wheels']
         assert asked['metadata']['kernel_sources'] == ['alice/vlmtemporal-02-train']
+    older = json.loads(say('push', 'eval', '--version', '1', '--dry-run', '--json')[1])
+    assert "model = 'tiny'" in older['set'] and not older['metadata']['enable_gpu']
 
 
 FAILED = '[IPKernelApp] WARNING | Kernel is running over TCP without encryption.\n;00m VLMTemporalError(told[-' \
@@ -371,6 +401,7 @@ def test_a_failed_training_is_not_evaluated(spoilt, say):
     code, _, err = say('push', 'eval')
     assert code == 2 and 'version 2, which failed and left no adapter' in err and 'push eval --version 1`' in err, err
     assert not spoilt.calls('SaveKernel') and say('push', 'eval', '--version', '2')[0] == 2
+    assert say('push', 'eval', '--version', '9')[0] == 2
     code, _, err = say('push', 'eval', '--version', '1')
     assert code == 0 and spoilt.calls('SaveKernel')[-1]['kernelDataSources'] == [], err
     assert 'alice/vlmtemporal-earlier' in spoilt.calls('SaveKernel')[-1]['datasetDataSources']

@@ -18,6 +18,7 @@ from typing import Any
 import vlmtemporal
 from .account import Account, is_there, pause, refusal
 from .basics import BadInput, VLMTemporalError, file_hash, json_hash, write_json
+from .dataset import check_buildable
 from .image import LACKS, image_wheels, listed
 from .label_rows import counted
 from .recordings import FILE, VIDEO_SUFFIXES, init, look, project_of, sessions
@@ -60,6 +61,7 @@ def checked(
     root = Path(root)
     if not _is_laid_out(root): tell(init(root)._repr_markdown_())
     elif not any(s.source for s in sessions(root)): raise BadInput('has labels but no video', root, 'add the videos')
+    check_buildable(root)
     return root
 
 # %% ../nbs/04m_uploads.ipynb #4b4631f2
@@ -258,6 +260,8 @@ def planned(
     if _is_laid_out(root): return recordings_parcel(checked(root))
     proposal = look(root)
     tell(proposal._repr_markdown_())
+    if proposal.problems: raise BadInput(proposal.problems[0])
+    check_buildable(root, proposal.project)
     tell(f'{root}: `setup` would write a {FILE} first, as `vlmtemporal init {root}` does')
     filmed = [r for r in proposal.project.recordings if r.video]
     paths = {*(p for p in root.rglob('*') if _is_small(p, root)), *(root/r.video for r in filmed)}
