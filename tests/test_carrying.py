@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import once
 from forked import Command, started
 from vlmtemporal.adapters import Adapter
 from vlmtemporal.backbones import bundled_model, fingerprint, model_config
@@ -39,11 +40,9 @@ def place(work, *inputs, kind='local'):
 
 
 @pytest.fixture(scope='module')
-def whole(shards, tmp_path_factory):
+def whole(shards):
     "A run that nothing happened to."
-    out = tmp_path_factory.mktemp('whole')/'run'
-    fit(shards, out, config=SHORT)
-    return out
+    return once('carried', lambda out: fit(shards, out, config=SHORT))
 
 
 @pytest.fixture
