@@ -14,6 +14,7 @@ setup(
     author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'], license='Apache-2.0',
     long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     packages=find_packages(include=[cfg['lib_name']]),
+    package_dir={'': '.'}, # an editable install is a path then, see tests/test_wheel.py
     package_data={cfg['lib_name']: ['tiny_model/**', 'taxonomies/*.yaml', 'pages/*', 'accelerate/*.yaml']},
     python_requires=f">={cfg['min_python']}", install_requires=lines('requirements'),
     extras_require={'dev': lines('dev_requirements'), 'labels': lines('labels_requirements'),

@@ -11,8 +11,8 @@ process of its own on the same examples in the same order, and few of them, so t
 A row is `how:micro-batch` and perhaps settings of `TrainConfig`: `ours:8:fused=false:kept_layers=12`. `stock` is TRL's
 trainer as everyone sets it up, with float32 adapters, without which fp16 dies; `ours` is this library's, `sdpa` ours
 with transformers' own attention, `unsloth` the program that --unsloth names; `ours:best` is cut up as `preflight`
-chooses. `replay=false` takes the CUDA graph of the tower away, which a T4 does not get, and `processes=2` runs two. A
-setting that this version does not have is said and passed over. Tables:
+chooses. `replay=false` takes the CUDA graph of the tower away, which a T4 does not get, `gib=80` allows so much memory,
+and `processes=2` runs two. A setting that this version does not have is said and passed over. Tables:
 
     main     stock, ours and Unsloth at some micro-batches: seconds in the first epoch and later, memory, losses
     off      ours with one piece after the other switched off
@@ -135,13 +135,13 @@ def config_of(micro: int, effective: int, settings: dict, steps: int):
     return train_config(settings=[f'{k}={v}' for k, v in asked.items()])
 
 
-def as_on_a_t4():
-    "Its memory, its number format and the attention kernels that it has."
+def as_on_a_t4(gib: float = T4):
+    "Its memory, or so much, its number format and the attention kernels that it has."
     import torch
     import vlmtemporal.trainer # noqa: F401, and with it all of chapter 2
     if not torch.cuda.is_available(): return
     torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
-    torch.cuda.set_per_process_memory_fraction(T4*2**30/torch.cuda.get_device_properties(0).total_memory)
+    torch.cuda.set_per_process_memory_fraction(gib*2**30/torch.cuda.get_device_properties(0).total_memory)
     torch.backends.cuda.enable_flash_sdp(False)
     torch.backends.cuda.enable_cudnn_sdp(False) # nor these kernels
     for name, module in list(sys.modules.items()):
@@ -307,8 +307,8 @@ def one(row: str, kind: str, model: str, shards: str, steps: int, effective: int
     from vlmtemporal import loading, tower_file, trainer as ours
     from vlmtemporal.processes import together
     from vlmtemporal.shards import Shards
-    as_on_a_t4()
     how, micro, settings = parsed(row)
+    as_on_a_t4(float(settings.pop('gib', T4)))
     if how not in ('stock', 'ours', 'sdpa'): raise SystemExit(f'no recipe {how}; use stock, ours, sdpa or unsloth')
     settings.pop('processes', None)
     if settings.pop('replay', 'true') == 'false' or kind == 'counts': # torch counts nothing inside a CUDA graph

@@ -85,7 +85,10 @@ class Kaggle:
     def GetKernel(self, d):
         found = self.kernels.get(f"{d['userName']}/{d['kernelSlug']}")
         if not found: return None
-        return dict(metadata=dict(currentVersionNumber=len(found)), blob=dict(source=found[-1].body.get('text', '')))
+        body = self._version(d).body
+        kinds = ('dataset', 'kernel', 'model')
+        metadata = {f'{kind}DataSources': body.get(f'{kind}DataSources', []) for kind in kinds}
+        return dict(metadata=dict(currentVersionNumber=len(found), **metadata), blob=dict(source=body.get('text', '')))
     def SaveKernel(self, d):
         for kind in ('dataset', 'kernel', 'model'): d.setdefault(f'{kind}DataSources', []) # empty lists are not sent
         kernel = d['slug']
@@ -97,17 +100,19 @@ class Kaggle:
         self.run(self, kernel, mine[-1])
         return dict(ref=kernel, url=f'https://www.kaggle.com/code/{kernel}', versionNumber=len(mine),
                     **{k: v for k, v in wrong.items() if v})
+    def _number(self, d) -> int: return int(d.get('versionLabel', 'v0')[1:]) or len(self.kernels[self._kernel(d)])
+    def _kernel(self, d) -> str: return f"{d['userName']}/{d['kernelSlug']}"
     def _version(self, d) -> Version | None:
-        found = self.kernels.get(f"{d['userName']}/{d['kernelSlug']}")
-        return found and found[int(d.get('versionLabel', f'v{len(found)}')[1:]) - 1]
+        found = self.kernels.get(self._kernel(d))
+        return found and found[self._number(d) - 1]
     def GetKernelSessionStatus(self, d):
         found = self._version(d)
         return found and dict(status=found.look(), failureMessage=found.message)
     def ListKernelSessionOutput(self, d):
         found, start, size = self._version(d), int(d.get('pageToken') or 0), 3
         names = sorted(found.output)
-        files = [dict(fileName=n, url=f"{LOCALHOST}/output/{d['userName']}/{d['kernelSlug']}?signature=s3cr3t&n={n}")
-                 for n in names[start:start + size]]
+        url = f'{LOCALHOST}/output/{self._kernel(d)}?signature=s3cr3t&v={self._number(d)}&n='
+        files = [dict(fileName=n, url=url + n) for n in names[start:start + size]]
         more = dict(nextPageToken=str(start + size)) if start + size < len(names) else {}
         return dict(files=files, log=json.dumps([dict(data=line) for line in found.log]), **more)
 
@@ -177,8 +182,9 @@ class Handler(BaseHTTPRequestHandler):
         if url.path.startswith('/api/v1/kernels/logs/stream/'):
             log = self.kaggle.log_of(url.path, parse_qs(url.query))
             return self._answer(404, b'{}') if log is None else self._answer(200, log, 'text/event-stream')
-        kernel, name = url.path.removeprefix('/output/'), re.search('n=(.*)', url.query)[1]
-        self._answer(200, self.kaggle.kernels[kernel][-1].output[name], 'application/octet-stream')
+        version, name = re.search('v=([0-9]+)&n=(.*)', url.query).groups()
+        kernel = self.kaggle.kernels[url.path.removeprefix('/output/')]
+        self._answer(200, kernel[int(version) - 1].output[name], 'application/octet-stream')
 
 
 def serve(kaggle: Kaggle) -> ThreadingHTTPServer:

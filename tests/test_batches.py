@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from conftest import ROOT
 from forked import started
-from vlmtemporal import batches, cli, engine
+from vlmtemporal import basics, batches, cli, engine
 from vlmtemporal.basics import BadInput
 from vlmtemporal.batches import Lines, Question, answers, files_for, in_order, videos_of
 from vlmtemporal.engine import Analysis, Progress
@@ -64,13 +64,15 @@ def asked(monkeypatch):
     return names
 
 
-def test_a_line_a_file(folder, tmp_path):
+def test_a_line_a_file(folder, tmp_path, monkeypatch):
     "With the small model: a broken video is reported on its line, and each answer is what `predict` says of it alone."
+    monkeypatch.setattr(basics, '_EVERY', 0) # seconds between two lines of other progress
     code, out, err, _ = vlmtemporal('predict', folder, 'gone.mp4', '--start', 20, '--json')
     lines = [json.loads(line) for line in out.splitlines()]
     assert code == 1 and '2 of 4 videos are answered, a line each in predictions.jsonl' in err
     counted = [line.partition(':')[0] for line in err.splitlines() if ' done: ' in line]
     assert counted == [f'{n} of 4 done' for n in (1, 2, 3, 4)]
+    assert ' after ' not in err, 'each video is counted once'
     names = ['in/broken.mp4', 'in/line 2/tuesday.mp4', 'in/monday.mp4', 'gone.mp4']
     assert [line['video'] for line in lines] == names
     assert ['error' in line for line in lines] == [True, False, False, True]

@@ -32,7 +32,7 @@ OTHERS = {
     'preflight': 'preflight shards --json',
     'resume': f'train shards run --resume {FEW} --best OCA --patience 3',
     'another': f'train shards second --from run/adapter --preflight --processes 1 {FEW}',
-    'calibrate': 'calibrate shards run/adapter',
+    'calibrate': 'calibrate shards run/adapter --clips 3',
     'eval': 'eval shards report --adapter run/adapter --clips 2',
     'eval of what ships': 'eval SHARDS shipped --adapter tiny --clips 1',
     'rescore': 'rescore RESULTS --out again',
@@ -79,9 +79,13 @@ ELSEWHERE = (
     ('kaggle train --hours 8 --data twin --fresh --dry-run', 'tests/test_kaggle.py',
      "say('train', '--hours', '8', '--data', 'twin', '--fresh', '--dry-run'"),
     ('kaggle pull', 'tests/test_kaggle.py', "say('pull')"),
+    ('kaggle pull --all', 'tests/test_kaggle.py', "say('pull', '--all')"),
+    ('kaggle pull --version N', 'tests/test_kaggle.py', "say('pull', 'train', 'older', '--version', '1')"),
     ('kaggle status', 'tests/test_kaggle.py', "say('status'"),
     ('kaggle push CHAPTER --set epochs=1 --hours 8 --dry-run', 'tests/test_kaggle.py',
      "say('push', '2', '--set', 'epochs=1', '--hours', '8', '--model', 'tiny', '--dry-run'"),
+    ('kaggle train --version N', 'tests/test_kaggle.py', "say('train', '--version', '1')"),
+    ('kaggle push CHAPTER --version N', 'tests/test_kaggle.py', "say('push', 'eval', '--version', '1')"),
     ('kaggle push CHAPTER --anyway', 'tests/test_kaggle.py', "say('push', 'eval', '--anyway')"),
 )
 TARGETS = { # of make

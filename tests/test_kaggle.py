@@ -1,5 +1,5 @@
 "Kaggle: the pushed notebooks, the real `kaggle` command and our own against a stub of Kaggle on this machine."
-import contextlib, json, os, signal, subprocess, sys, threading
+import contextlib, json, os, shutil, signal, subprocess, sys, threading, time
 from pathlib import Path
 
 import pytest
@@ -8,7 +8,8 @@ from conftest import ROOT
 from forked import FRESH, started
 from kaggle_stub import DataSet, Kaggle, Version, files_of, serve
 from vlmtemporal.adapters import Adapter, bundled_adapter
-from vlmtemporal.pushing import CHAPTERS, job_text
+from vlmtemporal.pushing import CHAPTERS, injected, job_text
+from vlmtemporal.recordings import init
 
 KERNELS = sorted(p.parent for p in (ROOT/'kaggle').glob('*/kernel-metadata.json'))
 KEY = 's3cr3t-0123456789' # must never be seen
@@ -166,6 +167,32 @@ def test_what_cannot_be_sent(kaggle, say, videos, tmp_path):
     assert not kaggle.posted
 
 
+def test_recordings_without_frames_are_not_sent(kaggle, say, mock, videos, tmp_path):
+    "Of a project, of a folder that is none yet, of OpenPack's layout; by a dry run, too: a sentence, nothing is sent."
+    def refused(folder, says, *options):
+        code, out, err = say('setup', '--data', folder, *options)
+        lines = [line for line in err.splitlines() if line.startswith('error: ')]
+        assert code == 2 and not out and len(lines) == 1 and says in lines[0], err
+    video = (videos/'person2.mp4').read_bytes()
+    (videos/'person2.mp4').write_bytes(b'no video')
+    for options in (['--dry-run'], []): refused(videos, 'person2.mp4: cannot be decoded as video', *options)
+    (videos/'person2.mp4').write_bytes(video)
+    init(videos)
+    (videos/'person2.mp4').write_bytes(video[:4000])
+    for options in (['--dry-run'], []): refused(videos, 'person2.mp4: cannot be decoded as video', *options)
+    (videos/'person2.mp4').write_bytes(video)
+    (videos/'person2.csv').write_text('start,end,label\n0,3,pick')
+    refused(videos, 'no clip of ')
+    for kind in ('videos', 'frames'):
+        own = tmp_path/kind
+        shutil.copytree(mock/'U0101', own/'U0101')
+        video = next(own.rglob('*.mp4'))
+        shutil.rmtree(video.parent) if kind == 'frames' else video.write_bytes(b'')
+        if kind == 'frames': (own/'U0101/kinect/color-masked/frames/S0100').mkdir(parents=True)
+        refused(own, 'the folder holds no frames' if kind == 'frames' else 'the file is empty')
+    assert not kaggle.posted
+
+
 def test_a_public_data_set_is_refused(kaggle, say):
     kaggle.datasets['alice/vlmtemporal-wheels'] = DataSet(dict(isPrivate=False), {})
     code, _, err = say('setup')
@@ -173,16 +200,23 @@ def test_a_public_data_set_is_refused(kaggle, say):
 
 
 def test_dry_runs_send_nothing(kaggle, say, videos):
-    code, out, _ = say('setup', '--data', videos, '--dry-run', '--json')
+    code, out, err = say('setup', '--data', videos, '--dry-run', '--json')
     assert code == 0 and not json.loads(out)['data_sets'][0]['sent'] and not (videos/'recordings.yaml').exists()
     found = json.loads(out)['data_sets']
     assert found[1]['contents'].startswith('3 recordings of 3 people, 6 files, '), found
-    assert '0 wheels' in found[0]['contents'] and not kaggle.kernels
+    assert found[0]['contents'] == 'our wheel' and 'warning: no wheel is in' in err and not kaggle.kernels
     kaggle.kernels['alice/vlmtemporal-02-train'] = [Version({}, ['COMPLETE'])]
     code, out, err = say('push', '3', '--dry-run', '--json')
     assert json.loads(out)['metadata']['kernel_sources'] == ['alice/vlmtemporal-02-train']
-    assert 'not pushed yet, so not attached: alice/vlmtemporal-01-dataset' in err
-    assert {call for call, _ in kaggle.posted} == {'GetKernel'}, 'it was only asked'
+    assert 'not pushed yet' not in err and 'alice/vlmtemporal-wheels: there is no such data set' in err
+    assert {call for call, _ in kaggle.posted} == {'GetKernel', 'GetDataset', 'GetKernelSessionStatus',
+                                                   'ListKernelSessionOutput'}, 'it was only asked'
+    for data in ('twin', 'Nobody/videos'):
+        kaggle.datasets['alice/vlmtemporal-wheels'] = DataSet({}, {})
+        code, _, err = say('train', '--data', data, '--dry-run')
+        assert code == 0 and ('Nobody/videos: there is no such data set at Kaggle' in err) == (data != 'twin'), err
+    code, out, err = say('train', '--model', 'Qwen2.5', '--dry-run')
+    assert code == 2 and not out and "'Qwen2.5' is no model" in err
 
 
 def test_dry_runs_need_no_account(kaggle, say, env, videos):
@@ -201,8 +235,11 @@ def ready(kaggle):
 
 
 def test_refused_pushes(kaggle, say):
-    code, _, err = say('push', 'eval')
-    assert code == 2 and 'vlmtemporal kaggle setup' in err and not kaggle.calls('SaveKernel')
+    for args, fix in ((['eval'], 'train'), (['eval', '--anyway'], 'setup'), (['dataset'], 'setup')):
+        code, _, err = say('push', *args)
+        assert code == 2 and f'vlmtemporal kaggle {fix}' in err and not kaggle.calls('SaveKernel'), err
+    code, _, err = say('pull')
+    assert code == 2 and 'was never pushed; `vlmtemporal kaggle train` begins it' in err
     code, _, err = say('push', '2', '--set', 'epoch=1')
     assert code == 2 and "no setting 'epoch'; did you mean epochs? otherwise use one of data, model" in err
     assert not kaggle.calls('SaveKernel')
@@ -279,8 +316,129 @@ def test_whoever_follows_a_run_goes_on_with_its_settings(ready, say):
     ready.run = cut_short
     assert say('push', '2', '--model', 'tiny')[0] == 0
     code, _, err = say('train')
-    assert code == 2 and "it had set model = 'tiny'" in err and 'the same options' in err, err
+    first, second = ready.calls('SaveKernel')
+    assert code == 1 and 'version 2 failed' in err and "model = 'tiny'" in err, err
+    assert sources(json.loads(first['text'])) == sources(json.loads(second['text']))
+    assert not second['enableGpu'] and not second['modelDataSources']
+
+
+def settings_of(body): return injected(json.loads(body['text']))
+
+
+def test_a_finished_training_is_not_trained_again(ready, say):
+    ready.datasets['bob/films'] = DataSet({}, {})
+    ready.run = trained(6, 6)
+    chosen = '--model', 'tiny', '--set', 'max_steps=20', '--data', 'bob/films'
+    assert say('train', *chosen)[0] == 0
+    for args in ((), chosen, ('--dry-run',)):
+        code, _, err = say('train', *args)
+        assert code == 0 and 'version 1 is finished, 6 steps: `vlmtemporal kaggle pull` fetches it; --fresh' in err, err
     assert len(ready.calls('SaveKernel')) == 1
+    shown = {args: json.loads(say('train', *args, '--dry-run', '--json')[1]) for args in ((), ('--fresh',))}
+    assert shown[()]['set'] == "data = 'films'\nmodel = 'tiny'\ntraining = {'max_steps': 20}"
+    assert 'bob/films' in shown[()]['metadata']['dataset_sources']
+    assert not shown['--fresh',]['set'] and shown['--fresh',]['metadata']['enable_gpu']
+    code, _, err = say('train', '--set', 'epochs=2', '--set', 'max_steps=30')
+    assert code == 0 and 'with other settings, this is a new training' in err, err
+    body = ready.calls('SaveKernel')[-1]
+    assert settings_of(body) == "data = 'films'\nmodel = 'tiny'\ntraining = {'max_steps': 30, 'epochs': 2}"
+    assert body['datasetDataSources'] == ['alice/vlmtemporal-wheels', 'bob/films'] and not body['enableGpu']
+
+
+def test_an_evaluation_is_of_the_training_that_is_there(ready, say):
+    ready.run = trained(6, 6)
+    for more in (('--data', 'twin', '--model', 'tiny'), ('--fresh', '--data', 'twin', '--model', 'Qwen/Small')):
+        assert say('train', *more)[0] == 0
+        code, out, err = say('push', 'eval', '--dry-run', '--json')
+        asked, tiny = json.loads(out), 'tiny' in more
+        assert asked['set'] == f"data = 'twin'\nmodel = '{more[-1]}'" and asked['metadata']['model_sources'] == []
+        assert asked['metadata']['enable_gpu'] == (not tiny) and 'refused' not in err, err
+        assert asked['metadata']['dataset_sources'] == ['alice/vlmtemporal-wheels']
+        assert asked['metadata']['kernel_sources'] == ['alice/vlmtemporal-02-train']
+
+
+FAILED = '[IPKernelApp] WARNING | Kernel is running over TCP without encryption.\n;00m VLMTemporalError(told[-' \
+    '\x1b[32m1\x1b[39m])\n\x1b[31mBadInput\x1b[39m: tiny: cannot be loaded; name another\n'
+
+
+@pytest.fixture
+def spoilt(ready):
+    "A training and an evaluation whose first versions are good, and whose second ones left nothing of use."
+    training = {'status.json': json.dumps(reached(6)).encode(), **files_of(bundled_adapter(), 'run/adapter/')}
+    for chapter, good in (('02-train', training), ('03-eval', {'report/a.html': b'x'})):
+        ready.kernels[f'alice/vlmtemporal-{chapter}'] = [Version({}, ['COMPLETE'], output=good)]
+    return ready
+
+
+def spoil(kaggle, status='COMPLETE'):
+    for versions in kaggle.kernels.values():
+        versions.append(Version({}, [status], output={'status.json': json.dumps(reached(6)).encode()}, message=FAILED))
+
+
+def test_a_version_without_its_result_replaces_no_good_one(spoilt, say, tmp_path):
+    pulled = {chapter: tmp_path/'outputs/kaggle'/chapter for chapter in ('02_train', '03_eval')}
+    for chapter in pulled: assert say('pull', chapter)[0] == 0
+    before = {c: sorted(files_of(folder).items()) for c, folder in pulled.items()}
+    spoil(spoilt)
+    for chapter, what in (('02_train', 'adapter'), ('03_eval', 'report')):
+        code, out, err = say('pull', chapter)
+        assert code == 2 and not out and f'version 2 left no {what}' in err, err
+        assert f'version 1 left is still in outputs/kaggle/{chapter}' in err and '--version 1`' in err, err
+    assert say('pull', '--all')[0] == 2
+    assert before == {c: sorted(files_of(folder).items()) for c, folder in pulled.items()}
+    code, out, _ = say('pull', 'train', 'older', '--version', '1')
+    assert code == 0 and (tmp_path/'older/run/adapter').is_dir() and 'files of version 1' in out
+    assert say('pull', 'train', 'older', '--version', '3')[0] == 2
+    _, out, _ = say('status')
+    assert 'left no adapter' in out and 'left no report' in out and 'IPKernelApp' not in out, out
+
+
+def test_a_failed_training_is_not_evaluated(spoilt, say):
+    spoil(spoilt, 'ERROR')
+    code, _, err = say('push', 'eval')
+    assert code == 2 and 'version 2, which failed and left no adapter' in err and 'push eval --version 1`' in err, err
+    assert not spoilt.calls('SaveKernel') and say('push', 'eval', '--version', '2')[0] == 2
+    code, _, err = say('push', 'eval', '--version', '1')
+    assert code == 0 and spoilt.calls('SaveKernel')[-1]['kernelDataSources'] == [], err
+    assert 'alice/vlmtemporal-earlier' in spoilt.calls('SaveKernel')[-1]['datasetDataSources']
+    carried = spoilt.datasets['alice/vlmtemporal-earlier']
+    assert carried.body['isPrivate'] and any(name.endswith('run/adapter/adapter_config.json') for name in carried.files)
+    _, out, _ = say('status')
+    line = next(line for line in out.splitlines() if line.startswith('02_train'))
+    assert line.startswith('02_train: error, version 2, BadInput: tiny: cannot be loaded; name another, https'), line
+
+
+def test_a_failed_version_hides_no_checkpoint(ready, say):
+    def run(kaggle, kernel, version):
+        n = len(kaggle.kernels[kernel])
+        if n in (1, 3): trained(3)(kaggle, kernel, version)
+        if n in (2, 3): version.status, version.message = ['ERROR'], 'Your notebook ran out of memory.'
+        if n == 4: trained(6)(kaggle, kernel, version)
+    ready.run = run
+    code, _, err = say('train', '--model', 'tiny')
+    assert code == 1 and 'version 2 failed (Your notebook ran out of memory.)' in err, err
+    code, _, err = say('train')
+    assert code == 2 and 'version 2 left nothing to go on from' in err and '--version 1 goes on' in err, err
+    code, _, err = say('train', '--version', '1')
+    third = ready.calls('SaveKernel')[-1]
+    assert code == 1 and third['datasetDataSources'][-1] == 'alice/vlmtemporal-earlier', err
+    assert not third['kernelDataSources']
+    assert any(n.endswith('run/checkpoint-3/optimizer.pt') for n in ready.datasets['alice/vlmtemporal-earlier'].files)
+    code, _, err = say('train') # version 3 left a run
+    fourth = ready.calls('SaveKernel')[-1]
+    assert code == 0 and 'alice/vlmtemporal-earlier' not in fourth['datasetDataSources'], err
+    assert fourth['kernelDataSources'] == ['alice/vlmtemporal-02-train'] and settings_of(fourth) == "model = 'tiny'"
+
+
+def test_setup_says_what_comes_next(kaggle, say, videos):
+    for args, said in (((), '--data twin'), (('--data', videos), 'next: vlmtemporal kaggle train\n')):
+        code, out, err = say('setup', *args)
+        assert code == 0 and out.endswith(said) or said in out.splitlines()[-1], out
+    assert say('setup')[1].endswith('next: vlmtemporal kaggle train\n'), 'the recordings are there'
+    sending = next(line for line in err.splitlines() if 'recordings: sending' in line)
+    assert sending.split('sending ')[1] in out, 'one number for one thing'
+    code, _, err = say('setup', '--data', ROOT)
+    assert code == 2 and 'is the clone of vlmtemporal' in err, err
 
 
 def test_an_evaluation_waits_for_what_it_needs(ready, say):
@@ -344,7 +502,7 @@ for cell in notebook.cells: print(*(o.get('text') or '' for o in cell.get('outpu
 def really(folder):
     "A kernel that runs what is pushed, with what is attached, in a process and folders of its own."
     def run(kaggle, kernel, version):
-        place = folder/f'version{len(kaggle.kernels[kernel])}'
+        place = folder/kernel.split('/')[1]/f'version{len(kaggle.kernels[kernel])}'
         for name in ('input', 'working', 'home'): (place/name).mkdir(parents=True)
         kaggle.lay_out(version.body, place/'input')
         (place/'pushed.ipynb').write_text(version.body['text'])
@@ -372,3 +530,10 @@ def test_three_commands_for_real(kaggle, say, videos, tmp_path):
     assert code == 0 and [*json.loads(out)['adapters'].values()] == ['loads onto tiny'], err
     adapter = Adapter.load(tmp_path/'outputs/kaggle/02_train'/next(iter(json.loads(out)['adapters'])))
     assert {'pick', 'pack', 'tape'} <= set(adapter.taxonomy.names)
+    few = [word for setting in ('clips=4', 'max_clips=8', 'max_sessions=1') for word in ('--set', setting)]
+    code, out, err = say('push', 'eval', *few, '--json')
+    assert code == 0 and json.loads(out)['kernel'] == 'alice/vlmtemporal-03-eval', err
+    evaluation = kaggle.kernels['alice/vlmtemporal-03-eval'][0]
+    while evaluation.look() not in ('COMPLETE', 'ERROR'): time.sleep(.5)
+    assert evaluation.look() == 'COMPLETE', evaluation.message
+    assert say('pull', 'eval')[0] == 0 and [*(tmp_path/'outputs/kaggle/03_eval/report').iterdir()]

@@ -398,7 +398,7 @@ def test_one_table_tells_videos_of_one_name_by_their_folders(folder):
     assert [(s.subject, s.segments[0].start) for s in sessions(home)] == [*zip(who, (0, 1, 2), strict=True)]
     (home/FILE).unlink()
     for name in who: (home/name/'Aufnahme 1.mp4').rename(home/name/'film.mp4')
-    with pytest.raises(BadInput, match=r'Zeiten\.csv: it is about .*Aufnahme 1\.mp4.: name the video so'): look(home)
+    with pytest.raises(BadInput, match=r'Zeiten\.csv: its rows are about .*Aufnahme 1\.mp4.: give that'): look(home)
 
 
 def test_names_in_either_form_of_unicode(folder):

@@ -11,7 +11,7 @@ import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +19,7 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from forked import started
+from forked import Command, started
 from vlmtemporal import gate, serve as serving
 from vlmtemporal.api import create_app
 from vlmtemporal.basics import BadInput
@@ -49,7 +49,7 @@ def server(tmp_path_factory):
         port = s.getsockname()[1]
     log = open(tmp/'log', 'w') # noqa: SIM115
     command = [*started(), 'serve', '--port', str(port), '--drain-seconds', '60']
-    process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, 'TMPDIR': str(tmp)})
+    process = Command(command, stdout=log, stderr=log, env={**os.environ, 'TMPDIR': str(tmp)})
     url, deadline = f'http://127.0.0.1:{port}', time.time() + PATIENCE
     while time.time() < deadline:
         try:
@@ -251,6 +251,52 @@ def test_a_terminal_is_told_that_a_model_loads(monkeypatch):
         monkeypatch.setattr(sys, 'stderr', stderr := kind())
         load_model('tiny')
         assert said in stderr.getvalue() and ('loading' in said or not stderr.getvalue())
+
+
+@contextmanager
+def own_server(tmp, *options):
+    "A server with the small model, of this test alone: (process, url)."
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    url, deadline = f'http://127.0.0.1:{port}', time.monotonic() + PATIENCE
+    with open(tmp/'log', 'w') as log:
+        process = Command([*started(), 'serve', '--port', str(port), *options], stdout=log, stderr=log,
+                          env={**os.environ, 'TMPDIR': str(tmp)})
+    try:
+        while time.monotonic() < deadline:
+            with suppress(httpx.TransportError):
+                httpx.get(f'{url}/readyz')
+                break
+            assert process.poll() is None, (tmp/'log').read_text()
+            time.sleep(.2)
+        yield process, url
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize('signals', [[signal.SIGTERM], [signal.SIGINT]*2], ids=['told once', 'told twice'])
+def test_told_to_end_while_it_reads_videos_a_server_ends_quietly(video, tmp_path, signals):
+    "One is followed as events, one is a job, one was left by its client; the threads that decode and answer end first."
+    with own_server(tmp_path, '--drain-seconds', '3') as (process, url):
+        def ask(timeout=PATIENCE, **headers):
+            return httpx.stream('POST', f'{url}/analyze', files=dict(video=video.read_bytes()), headers=headers,
+                                timeout=timeout)
+        with ask(Prefer='respond-async') as answer: assert answer.status_code == 202
+        with suppress(httpx.ReadTimeout), ask(timeout=.5): pytest.fail('it was answered')
+        with ask(Accept='text/event-stream') as answer:
+            lines = answer.iter_lines()
+            while not next(lines).startswith('data'): pass
+            for number in signals:
+                process.send_signal(number)
+                time.sleep(.3)
+            *_, last = filter(None, lines)
+        assert json.loads(last.removeprefix('data: '))['status'] == 503
+        assert process.wait(PATIENCE) == 0
+    said = (tmp_path/'log').read_text()
+    assert 'Traceback' not in said and 'terminate' not in said, said
+    assert not left(tmp_path)
 
 
 def test_told_to_end_while_it_loads_a_server_ends(monkeypatch):

@@ -75,7 +75,7 @@ def test_after_the_storm(video, tmp_path):
             assert sorted(weather.looks)[int(.99*(len(weather.looks) - 1))] < .05
         begin = time.monotonic()
         process.send_signal(signal.SIGTERM)
-        process.wait(60)
+        assert process.wait(60) == 0
         assert time.monotonic() - begin < 12 and not files(tmp_path)
 
 
@@ -91,7 +91,7 @@ def test_a_stop_in_the_middle_of_the_storm(video, tmp_path):
             time.sleep(1.5)
             begin = time.monotonic()
             process.send_signal(how)
-            process.wait(60)
+            assert process.wait(60) == (0 if how == signal.SIGTERM else -how)
             took = time.monotonic() - begin
             assert took < (15 if how == signal.SIGTERM else 5)
             assert {a.result() for a in asked} <= {200, 503, 'closed'}

@@ -41,6 +41,25 @@ def installed(dist, tmp_path_factory):
     return there
 
 
+def test_a_clone_does_not_hide_its_editable_install(tmp_path):
+    "Python is started beside the clone, whose folder has the package's name: the package is imported all the same."
+    clone, packages = tmp_path/'vlmtemporal', tmp_path/'packages'
+    (clone/'vlmtemporal').mkdir(parents=True)
+    modules = 'vlmtemporal/__init__.py', 'vlmtemporal/basics.py'
+    for name in ('setup.py', 'settings.ini', 'README.md', 'LICENSE', *modules): shutil.copy(ROOT/name, clone/name)
+    command = [sys.executable, 'setup.py', '-q', 'editable_wheel', '--dist-dir', tmp_path]
+    r = subprocess.run(command, cwd=clone, capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr
+    with zipfile.ZipFile(next(tmp_path.glob('*.whl'))) as z: z.extractall(packages)
+    ask = 'import vlmtemporal.basics, vlmtemporal; print(vlmtemporal.__file__)'
+    (tmp_path/'script.py').write_text(ask)
+    (tmp_path/'started.py').write_text(f'import site; site.addsitedir({str(packages)!r})') # as its own folder
+    env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
+    for what in (['-c', f'import started; {ask}'], ['-c', 'import started; import runpy; runpy.run_path("script.py")']):
+        r = subprocess.run([sys.executable, *what], cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert r.stdout.strip() == str(clone/'vlmtemporal'/'__init__.py'), (r.stdout, r.stderr)
+
+
 def test_the_model_is_small():
     weights = MODEL/'model.safetensors'
     assert weights.stat().st_size <= 16 << 20

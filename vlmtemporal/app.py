@@ -352,15 +352,17 @@ class _Watched:
         "Read while somebody looks."
         stop = threading.Event()
         try:
-            for moment in follow_live(self.engine, self.source, stop=stop, patient=True):
-                with self._changed:
-                    self._newest = moment
-                    self._changed.notify_all()
-                    if not self._lookers: stop.set()
+            with self.engine.at_work(): self._follow(stop)
         except Exception as e: self._error = e
         with self._changed:
             self._runs = False
             self._changed.notify_all()
+    def _follow(self, stop: threading.Event):
+        for moment in follow_live(self.engine, self.source, stop=stop, patient=True):
+            with self._changed:
+                self._newest = moment
+                self._changed.notify_all()
+                if not self._lookers: stop.set()
 
 # %% ../nbs/04h_app.ipynb #2f2174d0
 _CAMERA = 2**22, 1920, ('JPEG', 'PNG', 'WEBP') # bytes and pixels of a side that a picture may have, and its formats

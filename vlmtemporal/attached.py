@@ -191,5 +191,9 @@ def protocol_here(
     subjects = sorted({s.subject for s in sessions(root)})
     sides, people = get_split(root, protocol_of(root, subjects), subjects), {person(s) for s in subjects}
     if len(people) < 3 or all(set(sides[side]) & set(subjects) for side in ('train', 'test')): return None
-    print(f'protocol: fold:1/{min(len(people), 5)}, as the usual one leaves nobody to train or to test')
-    return f'fold:1/{min(len(people), 5)}'
+    fold = f'fold:1/{min(len(people), 5)}'
+    sides = get_split(root, fold, subjects)
+    named = ', '.join(f'{side}: {", ".join(map(str, who)) or "nobody"}' for side, who in sides.items())
+    print(f'protocol {fold} ({named}): the specification names people of OpenPack, and of those here it would leave '
+          'nobody to train or to test')
+    return fold

@@ -201,6 +201,7 @@ class _Asked:
         check_number(most, 'batch', 1, 10**4, whole=True)
         self.most, self._lines = most, _Lines()
         self._changed, self._works, self._closed = threading.Condition(), False, False
+        self._thread: threading.Thread | None = None
         self._last = 1 # items in the last batch
     def __len__(self) -> int: return len(self._lines)
     def put(self,
@@ -214,7 +215,9 @@ class _Asked:
             if self._closed: raise Cancelled('the queue was closed')
             for w in waiting: self._lines.add(w)
             self._changed.notify()
-            if not self._works: threading.Thread(target=self._run, daemon=True, name='model').start()
+            if not self._works:
+                self._thread = threading.Thread(target=self._run, daemon=True, name='model')
+                self._thread.start()
             self._works = True # unless there was no thread to be had: the next one who asks tries again
         return [w.future for w in waiting]
     def close(self):
@@ -223,6 +226,12 @@ class _Asked:
             self._closed = True
             for w in self._lines: w.future.cancel()
             self._changed.notify()
+    def wait(self,
+        seconds: float, # at most
+    ) -> bool:          # has it ended?
+        "After `close`: for the end of the thread that works. A process that ends before its thread is aborted."
+        if self._thread and self._thread.ident: self._thread.join(seconds)
+        return not (self._thread and self._thread.is_alive())
     def _run(self): raise NotImplementedError
 
 # %% ../nbs/04a_batching.ipynb #9021426d

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['app', 'Json', 'Seed', 'Workers', 'Root', 'Built', 'BuiltOrSplit', 'Video', 'Videos', 'Start', 'Trusted', 'Evaluated',
            'Model', 'Base', 'Adapter', 'Words', 'Trained', 'Sampler', 'Seconds', 'Fps', 'K', 'Roi', 'Context', 'Config',
-           'Set', 'Kinds', 'Boost', 'MostClips', 'Protocol', 'HardJitter', 'Engines', 'Address', 'Clips', 'Concurrency',
-           'Timeout', 'MaxTokens', 'Adapters', 'TestClips', 'WholeSessions', 'MostSessions', 'WithGrammar',
-           'TowerCache', 'MaxClips', 'Out', 'Table', 'Where', 'Models', 'Stride', 'WindowContext', 'TimelinePlot',
-           'Format', 'ExportTo', 'DryRun', 'DataSet', 'KaggleModel', 'Hours', 'Chosen', 'Fresh', 'Trust',
-           'with_settings', 'init', 'twin', 'sample', 'study', 'build', 'check', 'view', 'normalise', 'export', 'train',
-           'preflight', 'calibrate', 'merge', 'publish', 'eval', 'rescore', 'ablate', 'lopo', 'predict', 'analyze',
-           'live', 'with_server_settings', 'serve', 'space', 'demo', 'doctor', 'kaggle_setup', 'kaggle_push',
-           'kaggle_train', 'kaggle_status', 'kaggle_pull', 'renamed', 'main']
+           'Set', 'Kinds', 'Boost', 'MostClips', 'Protocol', 'HardJitter', 'Engines', 'Address', 'ValClips', 'Clips',
+           'Concurrency', 'Timeout', 'MaxTokens', 'Adapters', 'TestClips', 'WholeSessions', 'MostSessions',
+           'WithGrammar', 'TowerCache', 'MaxClips', 'Out', 'Table', 'Where', 'Models', 'Stride', 'WindowContext',
+           'TimelinePlot', 'Format', 'ExportTo', 'DryRun', 'DataSet', 'KaggleModel', 'Hours', 'Chosen', 'FromVersion',
+           'Fresh', 'Trust', 'with_settings', 'init', 'twin', 'sample', 'study', 'build', 'check', 'view', 'normalise',
+           'export', 'train', 'preflight', 'calibrate', 'merge', 'publish', 'eval', 'rescore', 'ablate', 'lopo',
+           'predict', 'analyze', 'live', 'with_server_settings', 'serve', 'space', 'demo', 'doctor', 'kaggle_setup',
+           'kaggle_push', 'kaggle_train', 'kaggle_status', 'kaggle_pull', 'renamed', 'main']
 
 # %% ../nbs/04j_cli.ipynb #3dd97461
 import inspect, json, os, sys
@@ -563,6 +563,16 @@ def _tell_trained(run, out: Path):
     there = 'the first node has the adapter' if rank() else f'adapter in {run.adapter}'
     say(f"{run.steps} steps in {run.seconds:.0f} s{resumed}, loss {run.history[-1]['loss']:.3f}; {there}")
 
+# %% ../nbs/04j_cli.ipynb #9a34c0bd
+def _fitted_run(shards: Path, out: Path, model: str, wanted: Any, resume: bool) -> Any:
+    "What `fit` made. Exits with 130 when it was interrupted."
+    from vlmtemporal.evaluation import observe
+    from vlmtemporal.train import fit
+    try: return fit(shards, out, model, wanted, resume, observe=observe)
+    except KeyboardInterrupt:
+        typer.echo(f'stopped at once; {_saved(out)}', err=True)
+        raise typer.Exit(130) from None
+
 # %% ../nbs/04j_cli.ipynb #f0c9f9a6
 @app.command()
 @with_settings
@@ -585,11 +595,10 @@ def train(
 ):
     "Fine-tune with QLoRA; checkpoints every 50 steps; survives being killed."
     from vlmtemporal.borrowed import end_with_parent
-    from vlmtemporal.evaluation import observe
     from vlmtemporal.nodes import nodes_of
     from vlmtemporal.sharding import sharded_environment
     from vlmtemporal.shards import find_split
-    from vlmtemporal.train import check_folders, cut_first, fit, train_command, train_config
+    from vlmtemporal.train import check_folders, cut_first, train_command, train_config
     from vlmtemporal.trainer import check_run
     end_with_parent()
     wanted = train_config(config, _beginning(settings or (), begin))
@@ -601,11 +610,7 @@ def train(
     if together > 1 and 'RANK' not in os.environ:
         check_run(wanted, len(find_split(shards, 'train')), together)
         _start_together(train_command(shards, out, model, wanted, processes, resume), processes, machines)
-    try: run = fit(shards, out, model, wanted, resume, observe=observe)
-    except KeyboardInterrupt:
-        typer.echo(f'stopped at once; {_saved(out)}', err=True)
-        raise typer.Exit(130) from None
-    _tell_trained(run, out)
+    _tell_trained(_fitted_run(shards, out, model, wanted, resume), out)
 
 # %% ../nbs/04j_cli.ipynb #d18b4d66
 @app.command()
@@ -630,6 +635,10 @@ def preflight(
     told = '\n'.join([p.plan.paper._repr_markdown_(), '', *p.lines, f'train with {options}'])
     _emit(as_json, p.to_dict(), told)
 
+# %% ../nbs/04j_cli.ipynb #b81d3e57
+ValClips = Annotated[int, _count('--clips', 0, 10**9, 'The first so many boundary clips of the validation split by id, '
+                                                      'with the clips that end before the same boundaries; 0 for all.')]
+
 # %% ../nbs/04j_cli.ipynb #e6548675
 def _fitted(c) -> str:
     "What `calibrate` found, as a line."
@@ -645,11 +654,12 @@ def calibrate(
     shards: Annotated[Path, typer.Argument(help='What `build` wrote, with its validation split.')],
     adapter: Annotated[Path, typer.Argument(help='Adapter folder that training wrote.')],
     model: Base = None,
+    clips: ValClips = 0,
     root: Annotated[Path | None, typer.Option(help='Where the sessions lie: fits the timeline, too.')] = None,
 ):
     "Make an adapter's confidence true and weigh its grammar, on the validation split; with --root, for timelines, too."
     from vlmtemporal.eval import calibrate
-    typer.echo(_fitted(calibrate(shards, adapter, model, root=root)))
+    typer.echo(_fitted(calibrate(shards, adapter, model, clips=clips, root=root)))
 
 # %% ../nbs/04j_cli.ipynb #b5422d99
 @app.command()
@@ -935,7 +945,7 @@ def _counting(found, bar: Any, videos: list[Path]):
         if bar.disable: typer.echo(text, err=True)
     tell(f'{len(videos)} videos; each is counted here when it is done, the answers come in the order of the videos')
     for n, (i, line) in enumerate(found, 1):
-        bar.update()
+        if not bar.disable: bar.update() # else it would have a line a minute, too
         tell(f'{n} of {len(videos)} done: {line["video"]}')
         yield i, line
 
@@ -1076,6 +1086,20 @@ def _analyze_all(videos: dict[Path, Path], lines: Any, question: Any, many: _Man
     def text(line): return f"{len(line['segments'])} segments\n{_segments_text(line)}"
     _ask_all(names, question, lines, many, load, ask, text, as_json, keep)
 
+# %% ../nbs/04j_cli.ipynb #b60a4d93
+def _analyze_one(video: Path, timeline: Callable, trust: bool, as_json: bool, plot: Path | None) -> tuple:
+    "`analyze` of one video: what the file is, and what was found. The file is opened before a model is loaded."
+    from vlmtemporal.batches import here, name_of, told, truth_of
+    from vlmtemporal.video import open_video
+    place = here(video)
+    info = open_video(place, trusted=trust).info
+    found = timeline(place)
+    if plot: found.picture(truth_of(video)).save(plot)
+    typer.echo(f'{info.duration:.0f} s of video in {found.seconds:.1f} s, {found.windows} windows', err=True)
+    value = told(name_of(video), info.fps, found)
+    _emit(as_json, value, _segments_text(value))
+    return info, found
+
 # %% ../nbs/04j_cli.ipynb #6478ee55
 Stride = Annotated[float, _number('--stride', .04, 10**6, 'Seconds between windows.')]
 WindowContext = Annotated[float | None, _number(
@@ -1114,8 +1138,7 @@ def analyze(
     """The segments of a whole video, and what comes next at its end.
 
     Several videos, or a folder of them: one JSON line a video, in the file --out; on a cluster with --engine ray."""
-    from vlmtemporal.batches import Lines, Question, here, name_of, told, truth_of, videos_of
-    from vlmtemporal.video import open_video
+    from vlmtemporal.batches import Lines, Question, videos_of
     if to and not export: raise BadInput('no format', '--to', 'say --export FORMAT, too')
     many = _Many(engine, address, workers, table, at_once=2)
     suffix, trust = _suffix(export) if export else '', trusted == Trust.yes
@@ -1128,14 +1151,9 @@ def analyze(
         with Lines(out or Path('timelines.jsonl'), question.mark) as lines:
             return _analyze_all(videos_of(videos), lines, question, many, load, trust, as_json, plot, export, to)
     written = _free(to or Path(video.stem + suffix)) if export else None
-    place = here(video)
-    info = open_video(place, trusted=trust).info
-    found = load().analyze(place, stride, context, trusted=trust)
-    if plot: found.picture(truth_of(video)).save(plot)
+    def timeline(place): return load().analyze(place, stride, context, trusted=trust)
+    info, found = _analyze_one(video, timeline, trust, as_json, plot)
     if export and written: _export(found.timeline, export, written, video, info.fps)
-    typer.echo(f'{info.duration:.0f} s of video in {found.seconds:.1f} s, {found.windows} windows', err=True)
-    value = told(name_of(video), info.fps, found)
-    _emit(as_json, value, _segments_text(value))
 
 # %% ../nbs/04j_cli.ipynb #0333b0d3
 def _on_interrupt(stop: Any) -> None:
@@ -1302,6 +1320,8 @@ KaggleModel = Annotated[str | None, typer.Option('--model', help=(
 Hours = Annotated[float | None, _number('--hours', .05, 12, 'Stop in good order after so long.')]
 Chosen = Annotated[list[str] | None, typer.Option(
     '--set', help="Any other setting of the chapter's first cells, name=value; may be repeated.")]
+FromVersion = Annotated[int | None, _count('--version', 1, 10**6, (
+    'Attach what this version of the training left, sent as a data set, in place of the newest.'))]
 Fresh = Annotated[bool, typer.Option('--fresh', help="Begin anew: do not attach the chapter's own last version.")]
 
 # %% ../nbs/04j_cli.ipynb #a2c1ea8b
@@ -1320,6 +1340,12 @@ def _parcels(data: Path | None, wheels: Path | None, dry: bool) -> list:
     return [wheels_parcel(clone(), wheels, _tell), recordings]
 
 # %% ../nbs/04j_cli.ipynb #3ac0cb18
+def _next(account, data: Path | None) -> str:
+    "What comes after `setup`, as there are recordings at Kaggle or not."
+    from vlmtemporal.account import is_there
+    if data or is_there(account, f'{account.user}/vlmtemporal-recordings'): return 'next: vlmtemporal kaggle train'
+    return 'next: vlmtemporal kaggle setup --data FOLDER with your recordings, or vlmtemporal kaggle train --data twin'
+
 @_kaggle.command('setup')
 def kaggle_setup(
     data: Annotated[Path | None, typer.Option(
@@ -1339,20 +1365,37 @@ def kaggle_setup(
     lines = [f"{f['id']}, private: " + ('would be sent' if dry_run else 'sent' if f['sent'] else 'there already')
              + f": {f['contents']}" for f in found]
     _emit(as_json, dict(user=account.user, dry_run=dry_run, data_sets=found),
-          '\n'.join([*lines, *([] if dry_run else ['next: vlmtemporal kaggle train'])]))
+          '\n'.join([*lines, *([] if dry_run else [_next(account, data)])]))
 
 # %% ../nbs/04j_cli.ipynb #0f641ba5
-def _request(account, chapter: str, data, model, hours, settings, fresh):
-    "What is pushed. Raises `BadInput`."
-    from vlmtemporal.pushing import chapter_of, request
-    from vlmtemporal.uploads import clone
-    return request(clone(), chapter_of(chapter), account.user, data, model, hours, settings or (), fresh)
+def _earlier(account, chapter: str, fresh: bool, dry: bool):
+    "The version whose settings are kept: the training's newest; None where there is none, or it cannot be asked for."
+    from vlmtemporal.pushing import kernel_of
+    from vlmtemporal.remote import NEEDS, pushed_before
+    needed = NEEDS.get(chapter, chapter)
+    if needed != '02_train' or fresh or account.api is None: return None
+    try: return pushed_before(account, kernel_of(account.user, needed), *([1] if dry else []))
+    except VLMTemporalError:
+        if not dry: raise
+        return None # it is said where the attached kernels are asked for
 
-def _show_request(account, asked, as_json: bool):
+def _request(account, chapter: str, data, model, hours, settings, fresh, dry):
+    "What is pushed, and the version whose settings it keeps. Raises `BadInput`."
+    from vlmtemporal.pushing import chapter_of, request
+    from vlmtemporal.remote import NEEDS
+    from vlmtemporal.uploads import clone
+    chapter = chapter_of(chapter)
+    earlier = _earlier(account, chapter, fresh, dry)
+    kept = earlier and earlier.for_chapter(NEEDS.get(chapter, chapter), chapter)
+    if kept and str(kept): _tell(f'as version {kept.version} of 02_train, where no option says otherwise: {kept}')
+    return request(clone(), chapter, account.user, data, model, hours, settings or (), fresh, kept), earlier
+
+def _show_request(account, asked, as_json: bool, version, *checks):
     "The request as it would be sent, and what it sets."
     from vlmtemporal.pushing import injected
     from vlmtemporal.remote import foreseen
-    asked = foreseen(account, asked, _tell)
+    asked = foreseen(account, asked, _tell, () if version else checks)
+    if version: _tell(f'what version {version} of 02_train left would be sent as a data set, and attached in its place')
     said = injected(asked.notebook)
     value = dict(metadata=asked.metadata, set=said, cells=len(asked.notebook['cells']))
     _emit(as_json, value, '\n'.join([json.dumps(asked.metadata, indent=2), *(['', said] if said else [])]))
@@ -1366,19 +1409,24 @@ def kaggle_push(
     hours: Hours = None,
     settings: Chosen = None,
     fresh: Fresh = False,
+    version: FromVersion = None,
     anyway: Annotated[bool, typer.Option(
-        '--anyway', help='Even while a version of it, or the training that it needs, is going on.')] = False,
+        '--anyway', help='Even beside a running version, or when the training it needs runs or left nothing.')] = False,
     dry_run: DryRun = False,
     as_json: Json = False,
 ):
     """Push one chapter's notebook; it runs, and what it leaves is attached to the chapters after it.
 
-    No file of the repository is changed. Whatever Kaggle could not attach is an error here."""
-    from vlmtemporal.remote import check_idle, push
+    `eval` and `serve` take the model and the recordings of the training, unless told otherwise. No file of the
+    repository is changed. Whatever Kaggle could not attach is an error here."""
+    from vlmtemporal.remote import NEEDS, check_idle, from_version, push
     account = _account(dry_run)
-    asked = _request(account, chapter, data, model, hours, settings, fresh)
-    if dry_run: return _show_request(account, asked, as_json)
-    if not anyway: check_idle(account, asked)
+    asked, _ = _request(account, chapter, data, model, hours, settings, fresh, dry_run)
+    if dry_run: return _show_request(account, asked, as_json, version, *([] if anyway else [check_idle]))
+    if version and asked.chapter not in ('02_train', *NEEDS):
+        raise BadInput(f'{asked.chapter} needs no training', '--version', 'leave it out')
+    if not anyway: check_idle(account, asked.attached_to([]) if version else asked)
+    if version: asked = from_version(account, asked, version, _tell)
     done = push(account, asked)
     value = dict(kernel=done.kernel, version=done.version, url=done.url)
     _emit(as_json, value, f'version {done.version} runs: {done.url}')
@@ -1391,19 +1439,23 @@ def kaggle_train(
     hours: Hours = None,
     settings: Chosen = None,
     fresh: Fresh = False,
+    version: FromVersion = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ):
     """Push chapter 2, follow its log, and push again until the training is finished.
 
     A session ends after 12 hours at most; the next one goes on from the last checkpoint. Ctrl-C leaves the run going:
-    the command without options follows it again. $VLMTEMPORAL_KAGGLE_PAUSE: seconds between two looks, else 15."""
-    from vlmtemporal.remote import train
+    the command without options follows it again. Said again, it keeps the settings of the version that is there,
+    changed by the options given; a finished training is not trained again, unless an option changes it or --fresh
+    begins anew, with the usual settings. $VLMTEMPORAL_KAGGLE_PAUSE: seconds between two looks, else 15."""
+    from vlmtemporal.remote import finished, train
     account = _account(dry_run)
-    asked = _request(account, 'train', data, model, hours, settings, fresh)
-    if dry_run: return _show_request(account, asked, as_json)
-    given = {'--data': data, '--model': model, '--hours': hours, '--set': settings, '--fresh': fresh}
-    try: done = train(account, asked, _tell, [name for name, value in given.items() if value])
+    asked, earlier = _request(account, 'train', data, model, hours, settings, fresh, dry_run)
+    if dry_run: return _show_request(account, asked, as_json, version, lambda a, r: finished(a, r, earlier, _tell))
+    given = {'--data': data, '--model': model, '--hours': hours, '--set': settings, '--fresh': fresh,
+             '--version': version}
+    try: done = train(account, asked, _tell, [name for name, value in given.items() if value], earlier, version)
     except KeyboardInterrupt:
         _tell('\nthe run goes on at Kaggle: `vlmtemporal kaggle train` follows it again, `... status` looks once')
         raise typer.Exit(130) from None
@@ -1434,18 +1486,21 @@ def kaggle_pull(
     model: Annotated[str | None, typer.Option(
         help='The base of the adapter, a folder or a Hub id, to load the adapter onto; the small one is here.')] = None,
     everything: Annotated[bool, typer.Option('--all', help='Checkpoints and shards, too.')] = False,
+    version: Annotated[int | None, _count('--version', 1, 10**6, 'Which run; the newest when absent.')] = None,
     as_json: Json = False,
 ):
-    """Fetch what the newest run of a chapter left, and load the adapter that is in it.
+    """Fetch what a run of a chapter left, and load the adapter that is in it.
 
-    The folder is whole or not there; its pulled.json has the SHA-256 of every file."""
+    The folder is whole or not there; its pulled.json has the SHA-256 of every file. A version without an adapter (or a
+    report, of `eval`) is refused, and the folder of before stays."""
     from vlmtemporal.account import log_in
+    from vlmtemporal.label_rows import counted
     from vlmtemporal.pushing import chapter_of
     from vlmtemporal.remote import pull
     account, chapter = log_in(), chapter_of(chapter)
     out = out or Path('outputs/kaggle')/chapter
-    found = pull(account, chapter, out, model, everything, _tell)
-    lines = [f'{out}: {len(found["files"])} files of version {found["version"]}',
+    found = pull(account, chapter, out, model, everything, _tell, version)
+    lines = [f'{out}: {counted(len(found["files"]), "file")} of version {found["version"]}',
              *(f'adapter: {out/name}' for name in found['adapters'])]
     _emit(as_json, dict(folder=str(out), **found), '\n'.join(lines))
 

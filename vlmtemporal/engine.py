@@ -94,6 +94,7 @@ class _Places:
     def __init__(self, places: int):
         check_number(places, 'queue', 1, 10**6, whole=True)
         self.places, self._tickets, self._lock = places, set[Ticket](), threading.Lock()
+        self._working = 0 # threads within `at_work`
     @property
     def in_use(self) -> int:
         "Places that are taken."
@@ -110,6 +111,22 @@ class _Places:
         finally:
             self._tickets.discard(ticket)
             ticket.close()
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        "Within, `wait` waits for this thread, too."
+        with self._lock: self._working += 1
+        try: yield
+        finally:
+            with self._lock: self._working -= 1
+    def wait(self,
+        seconds: float, # at most
+    ) -> bool:          # does nobody work any more?
+        "After `close`: until all who work here have noticed."
+        end = time.monotonic() + seconds
+        while (self._tickets or self._working) and time.monotonic() < end: time.sleep(.01)
+        return not self._tickets and not self._working
+    def hurry(self):
+        "The end is near: whatever is begun from now on is short."
 
 # %% ../nbs/04b_engine.ipynb #3b8276c9
 class _Model(_Places):
@@ -164,11 +181,18 @@ class _Asked(_Model):
         ticket = Ticket()
         result(self.ask([blank], ticket)[0], ticket)
         self.ready = True
+    def hurry(self):
+        "The end is near: batches of one, so that it can come soon."
+        self._queue.most = 1
     def close(self):
         "End all requests, and take no more."
         self.ready = False
         self._queue.close()
         for ticket in list(self._tickets): ticket.cancel()
+    def wait(self, seconds: float) -> bool:
+        "After `close`: until the model, too, has ended what it had begun. False: it has not, in so many seconds."
+        end = time.monotonic() + seconds
+        return super().wait(seconds) and self._queue.wait(max(end - time.monotonic(), 0))
 
 # %% ../nbs/04b_engine.ipynb #e4acf17e
 @contextmanager
@@ -213,7 +237,8 @@ class _Seeing(_Asked):
     ) -> SampledClip:
         "`sample` of what a stranger sent. Raises `BadInput` for what is wrong with it, `Busy` when this machine is."
         ticket, stop = ticket or Ticket(), Stop()
-        with turn(self._decoding, ticket), ticket.stage('decode'), _blamed(video, ticket), ticket.on_cancel(stop):
+        with self.at_work(), turn(self._decoding, ticket), ticket.stage('decode'), _blamed(video, ticket), \
+                ticket.on_cancel(stop):
             return self.sample(video, start, False, UPLOAD_LIMITS, sampler, stop)
 
 # %% ../nbs/04b_engine.ipynb #e9a09f07
@@ -274,6 +299,7 @@ class _Following(_Reading):
         spec = self.spec if context_seconds is None else replace(self.spec, context_seconds=context_seconds)
         ticket, stop = ticket or Ticket(), Stop()
         with ExitStack() as stack:
+            stack.enter_context(self.at_work())
             for places in (self._films, self._decoding): stack.enter_context(turn(places, ticket))
             stack.enter_context(ticket.on_cancel(stop))
             with ticket.stage('decode'), _blamed(video, ticket, trusted):

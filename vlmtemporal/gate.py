@@ -348,10 +348,13 @@ _CANNOT = 'the page cannot use this request'
 # %% ../nbs/04f_gate.ipynb #2d538d11
 class _Ending(uvicorn.Server):
     "uvicorn's, with an end."
+    loop: asyncio.AbstractEventLoop | None = None
+    told = 0 # how often it was told to end
     def __init__(self, config: uvicorn.Config, settings: ServerSettings, visitors: Visitors, close: Callable[[], None],
-                 fall: Callable[[], object] | None = None): # ends the process, where it is the server's own
+                 fall: Callable[[], object] | None = None, # ends the process, where it is the server's own
+                 hurry: Callable[[], object] = lambda: None): # whatever is begun from now on should be short
         super().__init__(config)
-        self.settings, self.visitors, self.close, self.fall = settings, visitors, close, fall
+        self.settings, self.visitors, self.close, self.fall, self.hurry = settings, visitors, close, fall, hurry
         self.idle: dict[Any, tuple[Any, float]] = {} # connection -> its last request, since when
         self.stuck: dict[Any, tuple[int, float]] = {} # connection -> bytes that it does not take, since when
     def over(self):
@@ -359,6 +362,12 @@ class _Ending(uvicorn.Server):
         self.close()
         self.visitors.end()
         asyncio.get_running_loop().call_later(.5, self.hang_up)
+    def handle_exit(self, sig: int, frame: Any):
+        "Once: requests may end. Twice: they have to, now. Three times: the process goes as it is."
+        self.told += 1
+        if self.told == 1 or not self.loop: return super().handle_exit(sig, frame)
+        if self.told > 2 and self.fall: self.fall()
+        self.loop.call_soon_threadsafe(self.over)
     def hang_up(self):
         "Also on those who do not listen."
         for connection in list(self.server_state.connections): connection.transport.abort()
@@ -369,9 +378,11 @@ class _Ending(uvicorn.Server):
         last.start()
     async def startup(self, sockets=None):
         anyio.to_thread.current_default_thread_limiter().total_tokens = 40 + self.settings.places # 40 are for the page
+        self.loop = asyncio.get_running_loop()
         await super().startup(sockets)
     async def shutdown(self, sockets=None):
         if self.fall: self.arm(self.fall)
+        self.hurry()
         asyncio.get_running_loop().call_later(self.settings.drain_seconds, self.over)
         self.visitors.end(all=False)
         await super().shutdown(sockets)

@@ -745,7 +745,7 @@ def follow_live(
     rate = dict(fps=source.info.fps, hole=largest_lag(source)) if isinstance(source, Video) else {}
     feed = LiveFeed(engine, name, lag, stride, clock=clock, ticket=ticket, **rate)
     frames = _frames_of(source, engine.spec, clock, stop, feed.wait, patient)
-    thread = threading.Thread(target=_pump, args=(feed, frames, seconds), daemon=True)
+    thread = threading.Thread(target=_pump, args=(engine, feed, frames, seconds), daemon=True)
     thread.start()
     try:
         state = ''
@@ -759,11 +759,12 @@ def follow_live(
         thread.join(1)
 
 # %% ../nbs/04c_live.ipynb #d7dfbba6
-def _pump(feed: LiveFeed, frames: Frames, seconds: float | None):
+def _pump(engine: Engine, feed: LiveFeed, frames: Frames, seconds: float | None):
     "Read a source to its end, or so many seconds of it."
     try:
-        for at, picture, due in frames:
-            if seconds is not None and at >= seconds: break
-            feed.put_bgr(at, picture, due)
+        with engine.at_work():
+            for at, picture, due in frames:
+                if seconds is not None and at >= seconds: break
+                feed.put_bgr(at, picture, due)
     except BaseException as e: feed.fail(e)
     finally: feed.end()

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHAPTERS', 'REPOSITORY', 'EARLIER', 'ON_GPU', 'job_notebook', 'job_text', 'write_job_notebooks', 'setting_names',
-           'parse_setting', 'injected', 'with_settings', 'chapter_of', 'kernel_of', 'Request', 'request']
+           'parse_setting', 'injected', 'literals', 'with_settings', 'chapter_of', 'kernel_of', 'Request', 'Earlier',
+           'request']
 
 # %% ../nbs/04k_pushing.ipynb #46be7a91
 import ast, copy, json, posixpath, re
@@ -123,6 +124,15 @@ def injected(notebook: dict) -> str:
              if c.get('id') == 'injected' or 'injected-parameters' in (c.get('metadata') or {}).get('tags', ()))
     return next(map(_source, found), '').strip()
 
+def literals(source: str) -> dict[str, Any]:
+    "What a cell of plain assignments sets; what is no literal is left out."
+    found: dict[str, Any] = {}
+    for s in ast.parse(source).body:
+        if not isinstance(s, ast.Assign) or not isinstance(s.targets[0], ast.Name): continue
+        try: found[s.targets[0].id] = ast.literal_eval(s.value)
+        except (ValueError, TypeError): continue
+    return found
+
 def _offer(name: str, known: list[str]) -> str:
     "What to write instead; the settings of a training are taken where the notebook has a training."
     from vlmtemporal.trainer import TrainConfig
@@ -164,12 +174,15 @@ def kernel_of(user: str, chapter: str) -> str:
 # %% ../nbs/04k_pushing.ipynb #b13e108b
 def _is_kaggle_model(model: str) -> bool:
     "OWNER/MODEL/FRAMEWORK/VARIATION/VERSION?"
-    return model.count('/') == 4
+    return re.fullmatch(r'([\w.-]+/){4}\d+', model) is not None
 
 def _models(model: str | None, usual: list[str]) -> list[str]:
-    "The models to attach."
+    "The models to attach. Raises `BadInput` for what cannot be the name of one."
     if model is None: return usual
-    return [model] if _is_kaggle_model(model) else []
+    if _is_kaggle_model(model): return [model]
+    if model == 'tiny' or re.fullmatch(r'[\w-][\w.-]*/[\w.-]+', model): return []
+    raise BadInput(f'{model!r} is no model', '--model',
+                   "write OWNER/MODEL/FRAMEWORK/VARIATION/VERSION (Kaggle's), OWNER/NAME (the Hub's), or tiny")
 
 # %% ../nbs/04k_pushing.ipynb #4ca6365e
 @dataclass(frozen=True)
@@ -228,33 +241,61 @@ def _values(data: str | None, model: str | None, hours: float | None, others: Se
     given = dict(data=data and data.split('/')[-1], model=said, hours=hours)
     return {k: v for k, v in given.items() if v is not None} | dict(map(parse_setting, others))
 
-def _data_sets(user: str, data: str | None) -> list[str]:
+def _data_sets(user: str, data: str | None, kept: Sequence[str] = ()) -> list[str]:
     "The data sets to attach. Raises `BadInput` for a name that is none."
+    if data is None and kept: return list(kept)
     if data == 'twin': return [f'{user}/vlmtemporal-wheels']
     if data is None: data = f'{user}/vlmtemporal-recordings'
     if re.fullmatch(r'[\w-]+/[\w-]+', data): return [f'{user}/vlmtemporal-wheels', data]
     raise BadInput(f'{data!r} is no data set', '--data', 'write OWNER/SLUG')
+
+# %% ../nbs/04k_pushing.ipynb #4d852f3d
+@dataclass(frozen=True)
+class Earlier:
+    "A version that was pushed: what it had set, and what was attached to it."
+    version: int
+    values: dict[str, Any]
+    data_sets: tuple[str, ...] = () # owner/slug; with the wheels
+    models: tuple[str, ...] = ()    # of Kaggle's
+    def for_chapter(self, needed: str, chapter: str) -> 'Earlier':
+        "What the chapter that is pushed keeps of the one that it goes on from."
+        if needed == chapter: return self
+        kept = {k: v for k, v in self.values.items() if k == 'model' or (k, v) == ('data', 'twin')}
+        return replace(self, values=kept)
+    def __str__(self) -> str:
+        said = [*(f'{k} = {v!r}' for k, v in self.values.items()), *self.models, *self.data_sets]
+        return ', '.join(s for s in said if not s.endswith('/vlmtemporal-wheels'))
+
+def _merged(old: dict[str, Any], new: dict[str, Any], known: Sequence[str], model: str | None) -> dict[str, Any]:
+    "Earlier settings with the new ones; another model replaces the one that was set."
+    gone = {'fresh', 'model'} if model else {'fresh'}
+    kept = {k: v for k, v in old.items() if k in known and k not in gone}
+    training = kept.get('training', {}) | new.get('training', {})
+    return kept | new | (dict(training=training) if training else {})
 
 # %% ../nbs/04k_pushing.ipynb #78b01360
 def request(
     root: Path,    # the clone
     chapter: str,
     user: str,
-    data: str | None = None,    # OWNER/SLUG; 'twin': drawn sessions; None: the user's recordings
-    model: str | None = None,   # one of Kaggle's, 'tiny', a Hub id; None: the usual one
+    data: str | None = None,    # OWNER/SLUG; 'twin': drawn sessions; None: as earlier, else the user's recordings
+    model: str | None = None,   # one of Kaggle's, 'tiny', a Hub id; None: as earlier, else the usual one
     hours: float | None = None, # at most so long
     settings: Sequence[str] = (), # name=value
     fresh: bool = False,        # do not go on from its own last version
+    earlier: Earlier | None = None, # what is kept where nothing else is said
 ) -> Request:
     "What is pushed. Raises `BadInput` for a setting that the chapter does not have, or a value that cannot be."
     folder = root/'kaggle'/chapter
     tracked = read_json(folder/'kernel-metadata.json', 'name a clone of vlmtemporal')
     notebook = read_json(folder/f'{chapter}.ipynb', 'say `make export`')
-    earlier = [kernel_of(user, c) for c in EARLIER[chapter] if not (fresh and c == chapter)]
-    gpu = chapter in ON_GPU and model != 'tiny'
-    new = dict(id=kernel_of(user, chapter), code_file=f'{chapter}.ipynb', is_private=True, enable_gpu=gpu,
-               machine_shape='NvidiaTeslaT4' if gpu else '', dataset_sources=_data_sets(user, data),
-               kernel_sources=earlier, model_sources=_models(model, tracked['model_sources']))
-    values = _sorted_in(_values(data, model, hours, settings), setting_names(notebook))
+    values = _sorted_in(_values(data, model, hours, settings), known := setting_names(notebook))
     _check_values(values)
+    if earlier: values = _merged(earlier.values, values, known, model)
+    kept = earlier or Earlier(0, {}, (), tuple(tracked['model_sources']))
+    gpu = chapter in ON_GPU and values.get('model') != 'tiny'
+    new = dict(id=kernel_of(user, chapter), code_file=f'{chapter}.ipynb', is_private=True, enable_gpu=gpu,
+               machine_shape='NvidiaTeslaT4' if gpu else '', dataset_sources=_data_sets(user, data, kept.data_sets),
+               kernel_sources=[kernel_of(user, c) for c in EARLIER[chapter] if not (fresh and c == chapter)],
+               model_sources=_models(model, list(kept.models)))
     return Request(chapter, tracked | new, with_settings(notebook, values, chapter))

@@ -1021,7 +1021,7 @@ def _nothing(folder: Path, videos: Sequence[Path], read: Sequence[LabelFile], pr
     n = counted(len(videos), 'video')
     if read:
         called = read[0].rows[0].recording if read[0].rows else ''
-        fix = f'it is about {shown(called)}: name the video so' if called else 'name it like the video it is about'
+        fix = f'its rows are about {shown(called)}: give that video this name' if called else 'name it like its video'
         return BadInput(f'holds {n} and {counted(len(read), "labels file")}, none of which fits', folder,
                         f'{read[0].path.name}: {fix}')
     check_annotated(folder)

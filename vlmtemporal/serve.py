@@ -7,8 +7,8 @@ __all__ = ['check_serving', 'create_server', 'warn_if_open', 'serve']
 
 # %% ../nbs/04_serve.ipynb #d675d207
 import gc, ipaddress, os, signal, socket, sys, tempfile, threading, warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -98,9 +98,25 @@ def _warm(engine: Engine):
     gc.freeze()
 
 def _fall(folder: ServerFolder):
-    "The end of a process whose threads will not."
+    "The end of a process that was told to end, and whose threads will not."
     folder.close()
-    os._exit(1)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError): stream.flush()
+    os._exit(0)
+
+@contextmanager
+def _ended(
+    engine: Engine,
+    seconds: float,                        # that it may take
+    fall: Callable[[], object] | None,     # ends the process
+) -> Iterator[None]:
+    "After the block nobody works for the engine any more."
+    try: yield
+    finally:
+        engine.close()
+        over = False
+        with suppress(KeyboardInterrupt): over = engine.wait(seconds)
+        if fall and not over: fall()
 
 # %% ../nbs/04_serve.ipynb #eda0246f
 def _bound(settings: ServerSettings) -> socket.socket:
@@ -137,6 +153,8 @@ def serve(
             if ending.is_set(): sys.exit(0)
             print(f'ready: http://{settings.host}:{taken.getsockname()[1]}', file=sys.stderr, flush=True)
             config, visitors, engine = uvicorn_config(app, settings), app.state.visitors, app.state.engine
-            Server(config, settings, visitors, engine.close, partial(_fall, folder) if ends else None).run([taken])
+            fall = partial(_fall, folder) if ends else None
+            with _ended(engine, settings.drain_seconds + 2, fall):
+                Server(config, settings, visitors, engine.close, fall, engine.hurry).run([taken])
     except KeyboardInterrupt: pass
     finally: folder.close()

@@ -230,6 +230,8 @@ def _read_index(path: Path) -> dict:
     file = at_hand(path/'index.json')
     where = told(url_of(file) or '') or file # as the user knows it
     if not path.is_dir(): raise BadInput('no such folder', path, _BUILD)
+    if not file.is_file() and ((path/'recordings.yaml').is_file() or any(path.glob('U[0-9]*/annotation'))):
+        raise BadInput('holds recordings, and no shards', path, f'`vlmtemporal build {path} OUT` makes them; name OUT')
     try: index = read_json(file, _BUILD)
     except BadInput as e: raise BadInput(e.what, where, e.fix) from None
     if not isinstance(index, dict) or index.get('format') not in (2, FORMAT) or not set(index) >= _NEEDED:

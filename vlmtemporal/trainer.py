@@ -13,6 +13,7 @@ import importlib.util, math, os, shutil, signal, sys, threading, time, warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from multiprocessing import get_start_method
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,6 +39,7 @@ from .publishing import model_card
 from .sharding import name_units, put_adapter, whole_adapter
 from .shards import Shards
 from .tower_file import TowerMemory, tower_path
+from .workers import check_script
 
 # %% ../nbs/02h_trainer.ipynb #77220239
 def _is_no_text(value: object) -> object:
@@ -389,7 +391,9 @@ def _precision(gpu: bool) -> dict:
 
 # %% ../nbs/02h_trainer.ipynb #1c5e4242
 def _loader(gpu: bool, passes: int) -> dict:
-    "The arguments of the data loader: two processes that read ahead for a GPU, none for a CPU."
+    """The arguments of the data loader: two processes that read ahead for a GPU, none for a CPU. Raises `BadInput`
+    where they would run the script that trains from its beginning."""
+    if gpu and get_start_method() != 'fork': check_script()
     ahead = max(2, passes) if gpu else None # a step asks for all of its micro-batches at once
     return dict(dataloader_num_workers=2 if gpu else 0, dataloader_pin_memory=gpu, dataloader_prefetch_factor=ahead)
 

@@ -18,6 +18,7 @@ from typing import Any
 import vlmtemporal
 from .account import Account, is_there, pause, refusal
 from .basics import BadInput, VLMTemporalError, file_hash, json_hash, write_json
+from .dataset import check_buildable
 from .image import LACKS, image_wheels, listed
 from .label_rows import counted
 from .recordings import FILE, VIDEO_SUFFIXES, init, look, project_of, sessions
@@ -45,8 +46,11 @@ def hashes_of(files: dict[str, Path]) -> dict[str, str]:
 
 # %% ../nbs/04m_uploads.ipynb #7bd735a2
 def _is_laid_out(root: Path) -> bool:
-    "Is it a project, or OpenPack's layout? Raises `BadInput` when it is no folder."
+    "Is it a project, or OpenPack's layout? Raises `BadInput` when it is no folder, or one of programs."
     if not root.is_dir(): raise BadInput('no such folder', root, 'name the folder of your recordings')
+    if (root/'settings.ini').is_file() and (root/'kaggle'/'02_train').is_dir():
+        raise BadInput('is the clone of vlmtemporal, not a folder of recordings', root,
+                       'name the folder that holds your videos and their labels; `train --data twin` needs none')
     return project_of(root) is not None or any(root.glob('U[0-9]*/annotation'))
 
 def checked(
@@ -57,6 +61,7 @@ def checked(
     root = Path(root)
     if not _is_laid_out(root): tell(init(root)._repr_markdown_())
     elif not any(s.source for s in sessions(root)): raise BadInput('has labels but no video', root, 'add the videos')
+    check_buildable(root)
     return root
 
 # %% ../nbs/04m_uploads.ipynb #4b4631f2
@@ -189,7 +194,7 @@ def send(
     if there and what.marker in names_in(account, dataset): return False
     with tempfile.TemporaryDirectory() as tmp, tempfile.TemporaryDirectory() as room:
         stage(what, account.user, Path(tmp), Path(room))
-        tell(f'{dataset}: sending {sum(p.stat().st_size for p in Path(tmp).iterdir())/2**20:.1f} MiB')
+        tell(f'{dataset}: sending {what.contents}')
         answer = account.call(f'sending {dataset}', _deliver, account, Path(tmp), there, attempts=3)
     if answer.error or answer.status == 'error': raise refusal(f'sending {dataset}', answer.error or '')
     wait_until_ready(account, dataset, what.marker, tell)
@@ -203,7 +208,7 @@ def _deliver(account: Account, folder: Path, there: bool) -> Any:
 # %% ../nbs/04m_uploads.ipynb #a68573b1
 _FETCHED = 135 # MB, ours and what Kaggle's image of June 2026 lacks
 
-def _megabytes(files: Iterable[Path]) -> str: return f'{sum(p.stat().st_size for p in files)/2**20:.1f} MiB'
+def _megabytes(files: Iterable[Path]) -> str: return f'{sum(p.stat().st_size for p in files)/1e6:.1f} MB'
 
 def wheels_parcel(
     root: Path,                 # the clone
@@ -212,8 +217,12 @@ def wheels_parcel(
 ) -> Parcel:
     "Our wheel, and what Kaggle's image lacks. `make` raises `VLMTemporalError` when pip cannot build or fetch them."
     others = {p.name: p for p in sorted(wheels.glob('*.whl'))} if wheels else {}
+    if wheels and not others:
+        tell(f"warning: no wheel is in {wheels}, so only ours is sent; the notebook fetches what Kaggle's image lacks "
+             'from the package index there')
     known = {'vlmtemporal': json_hash(hashes_of(clone_files(root))), **hashes_of(others)}
-    contents = f'our wheel, and {counted(len(others), "wheel")} of {wheels}, {_megabytes(others.values())}'
+    contents = 'our wheel'
+    if others: contents += f', and {counted(len(others), "wheel")} of {wheels}, {_megabytes(others.values())}'
     if wheels is None:
         known[LACKS] = file_hash(root/LACKS)
         contents = f"our wheel, and {counted(len(listed(root/LACKS)), 'package')} that Kaggle's image lacks, " \
@@ -251,6 +260,8 @@ def planned(
     if _is_laid_out(root): return recordings_parcel(checked(root))
     proposal = look(root)
     tell(proposal._repr_markdown_())
+    if proposal.problems: raise BadInput(proposal.problems[0])
+    check_buildable(root, proposal.project)
     tell(f'{root}: `setup` would write a {FILE} first, as `vlmtemporal init {root}` does')
     filmed = [r for r in proposal.project.recordings if r.video]
     paths = {*(p for p in root.rglob('*') if _is_small(p, root)), *(root/r.video for r in filmed)}
