@@ -84,8 +84,9 @@ class Kaggle:
         return files
     def GetKernel(self, d):
         found = self.kernels.get(f"{d['userName']}/{d['kernelSlug']}")
-        if not found: return None
-        body = self._version(d).body
+        version = self._version(d)
+        if not version: return None
+        body = version.body
         kinds = ('dataset', 'kernel', 'model')
         metadata = {f'{kind}DataSources': body.get(f'{kind}DataSources', []) for kind in kinds}
         return dict(metadata=dict(currentVersionNumber=len(found), **metadata), blob=dict(source=body.get('text', '')))
@@ -104,7 +105,7 @@ class Kaggle:
     def _kernel(self, d) -> str: return f"{d['userName']}/{d['kernelSlug']}"
     def _version(self, d) -> Version | None:
         found = self.kernels.get(self._kernel(d))
-        return found and found[self._number(d) - 1]
+        return found[self._number(d) - 1] if found and self._number(d) <= len(found) else None
     def GetKernelSessionStatus(self, d):
         found = self._version(d)
         return found and dict(status=found.look(), failureMessage=found.message)

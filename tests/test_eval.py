@@ -636,6 +636,7 @@ def test_remedies_side_by_side(brief, tiny, tmp_path):
     assert specs == [FrameSpec('uniform', context_seconds=1.)]*3
     d = read_json(tmp_path/'ablation.json')
     assert len(d['rows']) == 4 and set(d['provenance']) == {'as specified', 'preceding second', 'half of the clips'}
+    assert [r[0] for r in d['phases']['rows']] == [v.name for v in variants]
     assert 'as specified + grammar' in (tmp_path/'report.md').read_text()
 
 

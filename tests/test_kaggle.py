@@ -86,7 +86,7 @@ def trained(*steps):
     left = list(steps)
     def run(kaggle, kernel, version):
         step = left.pop(0)
-        version.log = ['preflight\n', f'\x1b[2Jstep {step}\n']
+        version.log = ['\n', '\n', 'preflight\n', f'\x1b[2Jstep {step}\n']
         version.output = {'status.json': json.dumps(reached(step)).encode(), 'run/checkpoint-3/optimizer.pt': b'0'*99,
                           'shards/train/a.tar': b'0'*99}
         if step == 6: version.output |= files_of(bundled_adapter(), 'run/adapter/')
@@ -125,6 +125,7 @@ def test_three_commands(kaggle, say, videos, tmp_path):
     assert json.loads(out) == dict(kernel='alice/vlmtemporal-02-train', step=6, of=6, line='step 6 of 6')
     steps = [line for line in err.splitlines() if line.startswith('step')]
     assert steps == ['step 3', 'step 3 of 6', 'step 6', 'step 6 of 6'], 'each line of the log once'
+    assert '' not in err.splitlines(), 'no log begins with empty lines'
     first, second = kaggle.calls('SaveKernel')
     assert first['kernelDataSources'] == [] and second['kernelDataSources'] == ['alice/vlmtemporal-02-train']
     for body in (first, second):
@@ -355,6 +356,8 @@ def test_an_evaluation_is_of_the_training_that_is_there(ready, say):
         assert asked['metadata']['enable_gpu'] == (not tiny) and 'refused' not in err, err
         assert asked['metadata']['dataset_sources'] == ['alice/vlmtemporal-wheels']
         assert asked['metadata']['kernel_sources'] == ['alice/vlmtemporal-02-train']
+    older = json.loads(say('push', 'eval', '--version', '1', '--dry-run', '--json')[1])
+    assert "model = 'tiny'" in older['set'] and not older['metadata']['enable_gpu']
 
 
 FAILED = '[IPKernelApp] WARNING | Kernel is running over TCP without encryption.\n;00m VLMTemporalError(told[-' \
@@ -398,6 +401,7 @@ def test_a_failed_training_is_not_evaluated(spoilt, say):
     code, _, err = say('push', 'eval')
     assert code == 2 and 'version 2, which failed and left no adapter' in err and 'push eval --version 1`' in err, err
     assert not spoilt.calls('SaveKernel') and say('push', 'eval', '--version', '2')[0] == 2
+    assert say('push', 'eval', '--version', '9')[0] == 2
     code, _, err = say('push', 'eval', '--version', '1')
     assert code == 0 and spoilt.calls('SaveKernel')[-1]['kernelDataSources'] == [], err
     assert 'alice/vlmtemporal-earlier' in spoilt.calls('SaveKernel')[-1]['datasetDataSources']

@@ -1368,24 +1368,25 @@ def kaggle_setup(
           '\n'.join([*lines, *([] if dry_run else [_next(account, data)])]))
 
 # %% ../nbs/04j_cli.ipynb #0f641ba5
-def _earlier(account, chapter: str, fresh: bool, dry: bool):
-    "The version whose settings are kept: the training's newest; None where there is none, or it cannot be asked for."
+def _earlier(account, chapter: str, fresh: bool, version: int | None, dry: bool):
+    "The training whose settings are kept, the newest or that version; None where there is none, or nobody to ask."
     from vlmtemporal.pushing import kernel_of
     from vlmtemporal.remote import NEEDS, pushed_before
     needed = NEEDS.get(chapter, chapter)
     if needed != '02_train' or fresh or account.api is None: return None
-    try: return pushed_before(account, kernel_of(account.user, needed), *([1] if dry else []))
+    kernel = kernel_of(account.user, needed) + (f'/{version}' if version else '')
+    try: return pushed_before(account, kernel, *([1] if dry else []))
     except VLMTemporalError:
         if not dry: raise
         return None # it is said where the attached kernels are asked for
 
-def _request(account, chapter: str, data, model, hours, settings, fresh, dry):
+def _request(account, chapter: str, data, model, hours, settings, fresh, version, dry):
     "What is pushed, and the version whose settings it keeps. Raises `BadInput`."
     from vlmtemporal.pushing import chapter_of, request
     from vlmtemporal.remote import NEEDS
     from vlmtemporal.uploads import clone
     chapter = chapter_of(chapter)
-    earlier = _earlier(account, chapter, fresh, dry)
+    earlier = _earlier(account, chapter, fresh, version, dry)
     kept = earlier and earlier.for_chapter(NEEDS.get(chapter, chapter), chapter)
     if kept and str(kept): _tell(f'as version {kept.version} of 02_train, where no option says otherwise: {kept}')
     return request(clone(), chapter, account.user, data, model, hours, settings or (), fresh, kept), earlier
@@ -1421,7 +1422,7 @@ def kaggle_push(
     repository is changed. Whatever Kaggle could not attach is an error here."""
     from vlmtemporal.remote import NEEDS, check_idle, from_version, push
     account = _account(dry_run)
-    asked, _ = _request(account, chapter, data, model, hours, settings, fresh, dry_run)
+    asked, _ = _request(account, chapter, data, model, hours, settings, fresh, version, dry_run)
     if dry_run: return _show_request(account, asked, as_json, version, *([] if anyway else [check_idle]))
     if version and asked.chapter not in ('02_train', *NEEDS):
         raise BadInput(f'{asked.chapter} needs no training', '--version', 'leave it out')
@@ -1451,7 +1452,7 @@ def kaggle_train(
     begins anew, with the usual settings. $VLMTEMPORAL_KAGGLE_PAUSE: seconds between two looks, else 15."""
     from vlmtemporal.remote import finished, train
     account = _account(dry_run)
-    asked, earlier = _request(account, 'train', data, model, hours, settings, fresh, dry_run)
+    asked, earlier = _request(account, 'train', data, model, hours, settings, fresh, version, dry_run)
     if dry_run: return _show_request(account, asked, as_json, version, lambda a, r: finished(a, r, earlier, _tell))
     given = {'--data': data, '--model': model, '--hours': hours, '--set': settings, '--fresh': fresh,
              '--version': version}

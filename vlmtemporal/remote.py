@@ -183,13 +183,17 @@ class Teller:
         self.tell, self.empty = tell, True
         self.begun = self.last = time.monotonic()
     def line(self, line: str):
+        "One of the log."
         if self.empty and not line.strip(): return
-        self.empty, self.last = not line.strip(), time.monotonic()
+        self.empty = not line.strip()
+        self.say(line)
+    def say(self, line: str):
+        self.last = time.monotonic()
         self.tell(line)
     def alive(self, status: str):
         "Say that it goes on, where nothing was said for a while."
         now = time.monotonic()
-        if now - self.last >= SILENCE: self.line(f'[{status}, followed for {(now - self.begun)/60:.0f} min]')
+        if now - self.last >= SILENCE: self.say(f'[{status}, followed for {(now - self.begun)/60:.0f} min]')
 
 def follow(
     account: Account,
@@ -202,7 +206,7 @@ def follow(
         while True:
             state = state_of(account, kernel, attempts=60)
             for line in log.new(): told.line(line)
-            if state.status != before: told.line(f'[{state.status}]')
+            if state.status != before: told.say(f'[{state.status}]')
             if state.is_over: break
             before = state.status
             told.alive(state.status)
@@ -318,17 +322,18 @@ def running(account: Account, kernel: str) -> Pushed | None:
 
 def pushed_before(
     account: Account,
-    kernel: str,
+    kernel: str,              # owner/slug, or owner/slug/version
     attempts: int = ATTEMPTS, # to reach Kaggle
 ) -> Earlier | None:
-    "The newest version as it was pushed; None when there is none, or Kaggle does not say. Raises `KaggleRefusal`."
+    "A version as it was pushed; None when there is none, or Kaggle does not say. Raises `KaggleRefusal`."
     found = ask(account, 'kernel', attempts, **named(kernel))
     if found is None: return None
     try: values = literals(injected(json.loads(found.blob.source)))
     except (AttributeError, KeyError, TypeError, ValueError, SyntaxError): return None
     m = found.metadata
     data_sets = tuple(d for d in m.dataset_data_sources or () if not d.endswith(f'/{CARRIED}'))
-    return Earlier(max(1, int(m.current_version_number or 1)), values, data_sets, tuple(m.model_data_sources or ()))
+    version = int([*kernel.split('/'), m.current_version_number or 1][2])
+    return Earlier(max(1, version), values, data_sets, tuple(m.model_data_sources or ()))
 
 def _one_run(account: Account, pushed: Pushed, tell: Tell) -> Standing:
     "Follow a training to its end. Raises `KaggleRefusal` when it failed or was stopped."
