@@ -355,8 +355,11 @@ def in_a_process(*command: str, env: dict | None = None, program: str = __file__
     lines = [line for line in run.stdout.splitlines() if line.startswith('{')]
     if lines: return json.loads(lines[-1])
     said = [line for line in run.stderr.strip().splitlines() if line.strip()]
-    why = next((line for line in reversed(said) if 'OutOfMemory' in line or 'out of memory' in line), '')
-    return 'failed: ' + (why or (said or ['?'])[-1])[:160]
+    print(*said[-40:], sep='\n', file=sys.stderr, flush=True)
+    # threads may write after the error
+    why = [line for line in said if 'OutOfMemory' in line or 'out of memory' in line] or \
+        [line for line in said if re.match(r'[\w.]*(Error|Exception|BadInput|Exit)\b', line)]
+    return 'failed: ' + (why or said or ['?'])[-1][:160]
 
 
 class Bench:

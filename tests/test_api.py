@@ -17,6 +17,7 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
+from forked import Command, started
 from null_server import NullEngine
 from vlmtemporal.api import create_app
 from vlmtemporal.basics import BadInput, VLMTemporalWarning
@@ -41,9 +42,9 @@ class Running:
             s.bind(('127.0.0.1', 0))
             self.address = s.getsockname()
         self.url = f'http://127.0.0.1:{self.address[1]}'
-        command = [sys.executable, str(TESTS/'null_server.py'), '--port', str(self.address[1]), *map(str, options)]
-        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log,
-                                        env=os.environ | dict(TMPDIR=str(tmp)) | environment)
+        command = started(TESTS/'null_server.py', '--port', self.address[1], *options)
+        self.process = Command(command, stdout=self.log, stderr=self.log,
+                               env=os.environ | dict(TMPDIR=str(tmp)) | environment)
         self.wait_until_up()
     def wait_until_up(self):
         deadline = time.time() + PATIENCE
@@ -63,7 +64,7 @@ class Running:
             time.sleep(.02)
     def worked(self):
         "Seconds on the processor."
-        fields = Path(f'/proc/{self.process.pid}/stat').read_text().rpartition(')')[2].split()
+        fields = Path(f'/proc/{self.process.working}/stat').read_text().rpartition(')')[2].split()
         return (int(fields[11]) + int(fields[12]))/os.sysconf('SC_CLK_TCK')
     def is_free(self, within):
         "Do all places come back within so many seconds?"

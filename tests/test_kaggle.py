@@ -340,8 +340,10 @@ def test_a_finished_training_is_not_trained_again(ready, say):
     assert 'bob/films' in shown[()]['metadata']['dataset_sources']
     assert not shown['--fresh',]['set'] and shown['--fresh',]['metadata']['enable_gpu']
     code, _, err = say('train', '--set', 'epochs=2', '--set', 'max_steps=30')
-    assert code == 0 and 'with other settings, this is a new training' in err, err
+    assert code == 0 and 'with another epochs, max_steps this is a new training' in err, err
     body = ready.calls('SaveKernel')[-1]
+    assert not body['kernelDataSources'], 'a notebook refuses a run of other settings'
+    assert say('train', '--hours', '2')[0] == 0 and len(ready.calls('SaveKernel')) == 2, 'the same training'
     assert settings_of(body) == "data = 'films'\nmodel = 'tiny'\ntraining = {'max_steps': 30, 'epochs': 2}"
     assert body['datasetDataSources'] == ['alice/vlmtemporal-wheels', 'bob/films'] and not body['enableGpu']
 
@@ -428,6 +430,8 @@ def test_a_failed_version_hides_no_checkpoint(ready, say):
     assert code == 1 and third['datasetDataSources'][-1] == 'alice/vlmtemporal-earlier', err
     assert not third['kernelDataSources']
     assert any(n.endswith('run/checkpoint-3/optimizer.pt') for n in ready.datasets['alice/vlmtemporal-earlier'].files)
+    code, _, err = say('train', '--set', 'max_steps=9')
+    assert code == 2 and 'version 3 was begun with another max_steps, and is not finished' in err, err
     code, _, err = say('train') # version 3 left a run
     fourth = ready.calls('SaveKernel')[-1]
     assert code == 0 and 'alice/vlmtemporal-earlier' not in fourth['datasetDataSources'], err

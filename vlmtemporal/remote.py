@@ -6,8 +6,8 @@
 __all__ = ['Tell', 'CARRIED', 'SILENCE', 'LEAVES', 'STUCK', 'NEEDS', 'PULLED', 'left_out', 'check_answer', 'Pushed', 'page_of',
            'attachable', 'push', 'foreseen', 'State', 'state_of', 'Log', 'Teller', 'follow', 'check_name',
            'output_names', 'fetch', 'Standing', 'standing', 'lacks', 'last_good', 'running', 'pushed_before',
-           'check_needed', 'check_idle', 'finished', 'train', 'from_version', 'going_on', 'adapters_in', 'try_adapter',
-           'pull', 'chapter_status', 'status']
+           'check_needed', 'check_idle', 'changed', 'going_from', 'finished', 'train', 'from_version', 'going_on',
+           'adapters_in', 'try_adapter', 'pull', 'chapter_status', 'status']
 
 # %% ../nbs/04n_remote.ipynb #8ac8c01c
 import json, re, tempfile, threading, time
@@ -395,20 +395,48 @@ def _check_followed(pushed: Pushed, options: Sequence[str]):
     raise BadInput(f'version {pushed.version} is going on, and does not heed {", ".join(options)}', pushed.url,
                    '`vlmtemporal kaggle train` without options follows it; to train with these, wait until it is over')
 
-def _check_goes_on(account: Account, request: Request, earlier: Earlier | None):
-    "Raises `BadInput` when the newest version left nothing to go on from, and an older one did."
-    if earlier is None or request.kernel not in request.metadata['kernel_sources']: return
-    if _has_run(account, f'{request.kernel}/{earlier.version}', request.chapter): return
+def changed(request: Request, earlier: Earlier) -> list[str]:
+    "The settings that make it another training than this version; those of a session, as `hours`, do not."
+    from vlmtemporal.carrying import CUT
+    from vlmtemporal.trainer import SESSION_SETTINGS, WATCHING
+    new, old, meta = literals(injected(request.notebook)), earlier.values, request.metadata
+    free = {'hours', 'fresh', 'training', *SESSION_SETTINGS, *WATCHING, *CUT}
+    new, old = new | new.get('training', {}), old | old.get('training', {})
+    names = {k for k in {*new, *old} - free if new.get(k) != old.get(k)}
+    if {*meta['dataset_sources']} != {*earlier.data_sets}: names.add('data')
+    if {*meta['model_sources']} != {*earlier.models}: names.add('model')
+    return sorted(names)
+
+def _check_unchanged(request: Request, earlier: Earlier | None):
+    "Raises `BadInput` for settings with which this version's training cannot go on: its run would be refused there."
+    if earlier is None or not (names := changed(request, earlier)): return
+    raise BadInput(f'version {earlier.version} was begun with another {", ".join(names)}, and is not finished',
+                   page_of(request.kernel), 'leave these options out to go on with it, or begin anew with --fresh')
+
+def _is_attached(request: Request, earlier: Earlier | None) -> bool:
+    "Does it go on from its own newest version?"
+    return earlier is not None and request.kernel in request.metadata['kernel_sources']
+
+def going_from(account: Account, request: Request, earlier: Earlier | None) -> Request:
+    "The request, without a finished training of other settings attached. Raises `BadInput` when it cannot go on."
+    if not earlier or not _is_attached(request, earlier): return request
+    if _has_run(account, f'{request.kernel}/{earlier.version}', request.chapter):
+        done = _done(account, request, earlier)
+        if not (done and changed(request, earlier)): _check_unchanged(request, earlier)
+        else: request = request.attached_to(k for k in request.metadata['kernel_sources'] if k != request.kernel)
+        return request
     good = last_good(account, request.chapter, earlier.version, _has_run)
-    if good is None: return
+    if good is None: return request
     raise BadInput(f'version {earlier.version} left nothing to go on from', page_of(request.kernel),
                    f'--version {good} goes on from what version {good} left, --fresh begins anew')
 
-def _is_as(request: Request, earlier: Earlier) -> bool:
-    "Would it train the same, with the same inputs?"
-    meta = request.metadata
-    same = literals(injected(request.notebook)) == {k: v for k, v in earlier.values.items() if k != 'fresh'}
-    return same and {*meta['dataset_sources']} == {*earlier.data_sets} and {*meta['model_sources']} == {*earlier.models}
+def _done(account: Account, request: Request, earlier: Earlier) -> Standing | None:
+    "How far a version came that is finished; None for another. Raises `KaggleRefusal`."
+    name = f'{request.kernel}/{earlier.version}'
+    if state_of(account, name).status != 'complete': return None
+    try: found = standing(account, name)
+    except BadInput: return None
+    return found if found.finished else None
 
 def finished(
     account: Account,
@@ -417,17 +445,13 @@ def finished(
     tell: Tell,
 ) -> Standing | None:
     "How far the newest version came when it is finished and the request asks for no other. Raises `KaggleRefusal`."
-    if earlier is None or request.kernel not in request.metadata['kernel_sources']: return None
-    name = f'{request.kernel}/{earlier.version}'
-    if state_of(account, name).status != 'complete': return None
-    try: found = standing(account, name)
-    except BadInput: return None
-    if not found.finished: return None
-    done = f'version {earlier.version} is finished, {counted(found.step, "step")}'
-    same = _is_as(request, earlier)
-    tell(f'{done}: `vlmtemporal kaggle pull` fetches it; --fresh, or another setting, begins another training' if same
-         else f'{done}; with other settings, this is a new training')
-    return found if same else None
+    if not earlier or not _is_attached(request, earlier): return None
+    found = _done(account, request, earlier)
+    if not found: return None
+    done, other = f'version {earlier.version} is finished, {counted(found.step, "step")}', changed(request, earlier)
+    tell(f'{done}; with another {", ".join(other)} this is a new training, and that one is not attached' if other else
+         f'{done}: `vlmtemporal kaggle pull` fetches it; --fresh, or another setting, begins another training')
+    return None if other else found
 
 def train(
     account: Account,
@@ -442,9 +466,11 @@ def train(
     if pushed:
         _check_followed(pushed, options)
         tell('a run is going on: following it')
-    elif version: request = from_version(account, request, version, tell)
+    elif version:
+        _check_unchanged(request, earlier)
+        request = from_version(account, request, version, tell)
     elif done := finished(account, request, earlier, tell): return done
-    else: _check_goes_on(account, request, earlier)
+    else: request = going_from(account, request, earlier)
     while True:
         found = _one_run(account, pushed or push(account, request), tell)
         tell(found.line)
