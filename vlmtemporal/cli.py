@@ -1479,10 +1479,11 @@ def kaggle_train(
     the command without options follows it again. Said again, it keeps the settings of the version that is there,
     changed by the options given; a finished training is not trained again, unless an option changes it or --fresh
     begins anew, with the usual settings. $VLMTEMPORAL_KAGGLE_PAUSE: seconds between two looks, else 15."""
-    from vlmtemporal.remote import finished, train
+    from vlmtemporal.remote import finished, going_from, train
     account = _account(dry_run)
     asked, earlier = _request(account, 'train', data, model, hours, settings, fresh, version, dry_run)
-    if dry_run: return _show_request(account, asked, as_json, version, lambda a, r: finished(a, r, earlier, _tell))
+    if dry_run: return _show_request(account, asked, as_json, version, lambda a, r: finished(a, r, earlier, _tell),
+                                      lambda a, r: going_from(a, r, earlier))
     given = {'--data': data, '--model': model, '--hours': hours, '--set': settings, '--fresh': fresh,
              '--version': version}
     try: done = train(account, asked, _tell, [name for name, value in given.items() if value], earlier, version)
