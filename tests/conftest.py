@@ -1,5 +1,5 @@
 "Shared by all tests: the repository's root, the mock data, the command line in a process of its own."
-import fcntl, os, shutil, signal, subprocess, tempfile, threading
+import fcntl, gc, os, shutil, signal, subprocess, tempfile, threading
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -23,6 +23,12 @@ def pytest_configure(config):
 
 def pytest_unconfigure(config):
     if not hasattr(config, 'workerinput'): shutil.rmtree(os.environ[forked.WHERE], ignore_errors=True)
+
+
+def pytest_collection_finish():
+    "What has been imported stays: no search for garbage goes through it again, of which every training makes several."
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope='session')

@@ -2,7 +2,7 @@
 the libraries, and is forked for each command. Who starts a command starts a small one that hands over its arguments,
 folder, environment, limits and open files, passes signals on, and ends as the command does. Without Linux, and for what
 a start itself is about, there is `FRESH`."""
-import fcntl, json, os, resource, signal, socket, subprocess, sys, tempfile
+import fcntl, gc, json, os, resource, shlex, signal, socket, subprocess, sys, tempfile
 from pathlib import Path
 
 FRESH = str(Path(sys.executable).parent/'vlmtemporal')
@@ -21,12 +21,34 @@ class Command(subprocess.Popen):
         forked = list(self.args[1:3]) == ['-I', '-S']
         super().send_signal(signal.SIGUSR1 if forked and number == signal.SIGKILL else number)
 
+    @property
+    def working(self) -> int:
+        "The number of the process that does the work."
+        if list(self.args[1:3]) != ['-I', '-S']: return self.pid
+        return int(Path(self.args[4]).with_name(f'{self.pid}.pid').read_text())
+
 
 def started(*program) -> list:
-    "What a command line begins with: `vlmtemporal`, or `-c` and a text, or a script of Python."
+    "What a command line begins with: `vlmtemporal`, or a script of Python, or what follows `python`: `-c`, `-m`."
     program = [*map(str, program)] or ['vlmtemporal']
     if sys.platform != 'linux': return [FRESH] if program == ['vlmtemporal'] else [sys.executable, *program]
     return [sys.executable, '-I', '-S', __file__, str(_at_hand()), *program]
+
+
+def python() -> str:
+    """What stands for `sys.executable` where a process starts `python -m vlmtemporal.cli` or a bench; Python itself for
+    all else. Who is forked has another parent, and does not end with the one that asked."""
+    if sys.platform != 'linux': return sys.executable
+    program, made = (Path(os.environ[WHERE])/name for name in ('python', f'python.{os.getpid()}'))
+    ours, real = shlex.join(started('python')[:-1]), shlex.quote(sys.executable)
+    made.write_text(f"""#!/bin/sh
+case "$*" in
+'-m vlmtemporal.cli '*|'-P -m vlmtemporal.cli '*|*/bench/*.py' '*) unset VLMTEMPORAL_PARENT; exec {ours} "$@";;
+*) exec {real} "$@";;
+esac
+""")
+    made.chmod(0o755)
+    return str(made.replace(program))
 
 
 def _at_hand() -> Path:
@@ -52,6 +74,8 @@ def serve(address: str, pytest_pid: int) -> dict:
     import importlib
     import selectors
     for name in LIBRARIES: importlib.import_module(name)
+    gc.collect()
+    gc.freeze() # no child looks through what was imported
     waiting, listening = selectors.DefaultSelector(), socket.socket(socket.AF_UNIX)
     listening.bind(address)
     listening.listen(64)
@@ -131,7 +155,9 @@ def work(program: list):
     import random
     import runpy
     random.seed()
-    what, *arguments = program
+    sys.executable = os.environ.get('VLMTEMPORAL_TESTS_PYTHON', sys.executable)
+    what, *arguments = [word for word in program[:1] if word != '-P'] + program[1:]
+    if [what, *arguments[:1]] == ['-m', 'vlmtemporal.cli']: what, *arguments = 'vlmtemporal', *arguments[1:]
     if what == 'vlmtemporal':
         from vlmtemporal.cli import main
         sys.path[0] = str(Path(FRESH).parent)
@@ -141,6 +167,10 @@ def work(program: list):
         sys.path[0] = ''
         sys.argv = ['-c', *arguments[1:]]
         exec(compile(arguments[0], '<string>', 'exec'), {'__name__': '__main__', '__builtins__': __builtins__})
+    elif what == '-m':
+        sys.path[0] = os.getcwd()
+        sys.argv = ['-m', *arguments[1:]]
+        runpy.run_module(arguments[0], run_name='__main__', alter_sys=True)
     else:
         sys.path[0] = str(Path(what).parent)
         sys.argv = [what, *arguments]
@@ -162,6 +192,7 @@ def ask(address: str, program: list):
     connection.sendall(request[sent:])
     answers = connection.makefile('rb')
     pid = int(answers.readline())
+    Path(address).with_name(f'{os.getpid()}.pid').write_text(str(pid))
     code = int(answers.readline() or -signal.SIGKILL)
     if code >= 0: os._exit(code)
     if code != -signal.SIGKILL: signal.signal(-code, signal.SIG_DFL)

@@ -30,6 +30,7 @@ class NullEngine(_Places):
         self.loaded = SimpleNamespace(name='tiny', adapter=None)
         self.taxonomy, self.spec = get_taxonomy('logistics'), FrameSpec()
         self.ready, self.waiting, self.trained, self.prior = False, 0, None, None
+        self.trained_on = 'the model was trained on nothing'
     def warm_up(self): self.ready = True
     def close(self):
         self.ready = False

@@ -17,10 +17,12 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
+from forked import Command, started
 from null_server import NullEngine
 from vlmtemporal.api import create_app
 from vlmtemporal.basics import BadInput, VLMTemporalWarning
 from vlmtemporal.intake import ServerFolder, ServerSettings, server_settings
+from vlmtemporal.samplers import list_samplers
 from vlmtemporal.trainer import setting_fields
 
 TESTS = Path(__file__).parent
@@ -40,9 +42,9 @@ class Running:
             s.bind(('127.0.0.1', 0))
             self.address = s.getsockname()
         self.url = f'http://127.0.0.1:{self.address[1]}'
-        command = [sys.executable, str(TESTS/'null_server.py'), '--port', str(self.address[1]), *map(str, options)]
-        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log,
-                                        env=os.environ | dict(TMPDIR=str(tmp)) | environment)
+        command = started(TESTS/'null_server.py', '--port', self.address[1], *options)
+        self.process = Command(command, stdout=self.log, stderr=self.log,
+                               env=os.environ | dict(TMPDIR=str(tmp)) | environment)
         self.wait_until_up()
     def wait_until_up(self):
         deadline = time.time() + PATIENCE
@@ -62,7 +64,7 @@ class Running:
             time.sleep(.02)
     def worked(self):
         "Seconds on the processor."
-        fields = Path(f'/proc/{self.process.pid}/stat').read_text().rpartition(')')[2].split()
+        fields = Path(f'/proc/{self.process.working}/stat').read_text().rpartition(')')[2].split()
         return (int(fields[11]) + int(fields[12]))/os.sysconf('SC_CLK_TCK')
     def is_free(self, within):
         "Do all places come back within so many seconds?"
@@ -436,6 +438,69 @@ def test_one_timeline_in_three_ways(server):
     found = [*document['next'].values(), *(s['probability'] for s in document['segments'])]
     assert found and all(p == round(p, 6) for p in found)
     assert server.is_free(1)
+
+
+def ended(server, since):
+    "(route, status) of the requests that were logged after so many lines."
+    return [(r['route'], r['status']) for r in map(json.loads, server.text().splitlines()[since:]) if 'route' in r
+            and r['route'] in ('/predict', '/analyze')]
+
+
+def test_how_a_request_ended_is_logged_and_counted(server):
+    "499 for a client that has hung up, also in the middle of events, which began with 200."
+    since, before = len(server.text().splitlines()), WEB.get(f'{server.url}/metrics').text
+    asked(server, start=60).close()
+    with WEB.stream('POST', f'{server.url}/analyze', files={'video': ('a.mp4', CLIP)}, data={'stride': 60},
+                    headers={'Accept': 'text/event-stream'}) as answer: assert answer.status_code == 200
+    assert server.is_free(PATIENCE)
+    deadline = time.monotonic() + PATIENCE
+    while len(ended(server, since)) < 2 and time.monotonic() < deadline: time.sleep(.02)
+    assert sorted(ended(server, since)) == [('/analyze', 499), ('/predict', 499)]
+    counted = 'vlmtemporal_requests_total{route="/analyze",status="499"}'
+    assert counted in WEB.get(f'{server.url}/metrics').text and before.count(counted) <= 1
+
+
+def test_events_that_end_too_late_are_logged_as_504(tmp_path, caplog):
+    settings = ServerSettings(analyze_seconds=.5)
+    client = TestClient(create_app(NullEngine(), settings, ServerFolder(tmp_path)))
+    with caplog.at_level('INFO', 'vlmtemporal.requests'):
+        told = client.post('/analyze', files={'video': ('a.mp4', CLIP)}, data={'stride': 60},
+                           headers={'Accept': 'text/event-stream'})
+    assert told.status_code == 200 and 'event: problem\ndata: {"status": 504' in told.text
+    assert [r.request['status'] for r in caplog.records] == [504]
+
+
+def test_only_the_key_that_began_a_job_is_told_of_it(tmp_path):
+    client = TestClient(create_app(NullEngine(), ServerSettings(keys='one,two'), ServerFolder(tmp_path)))
+    def ask(key, method, path, **more): return client.request(method, path, headers={'X-API-Key': key, **more})
+    begun = client.post('/analyze', files={'video': ('a.mp4', CLIP)}, data={'stride': 60},
+                        headers={'X-API-Key': 'one', 'Prefer': 'respond-async'})
+    progress, where = begun.json()['progress'], begun.headers['location']
+    assert progress['windows'] == 0 and isinstance(progress['windows'], int)
+    assert [ask(key, 'GET', where).status_code for key in ('one', 'two')] == [200, 404]
+    assert [ask(key, 'DELETE', where).status_code for key in ('two', 'one')] == [404, 200]
+
+
+def test_a_body_that_is_no_form_and_a_wrong_sampler_are_told_in_whole_sentences(server):
+    kind = {'Content-Type': 'application/x-www-form-urlencoded'} # as `curl --data-binary` says
+    said = WEB.post(f'{server.url}/predict', content=CLIP, headers=kind)
+    assert said.status_code == 415 and said.json()['detail'].startswith('send multipart/form-data with a file in the')
+    assert post(server, sampler='entropie').json()['detail'].endswith(list_samplers()[-1])
+
+
+def test_the_document_says_what_events_and_headers_hold(tmp_path):
+    app = create_app(NullEngine(), ServerSettings(keys='one'), ServerFolder(tmp_path))
+    document = app.openapi()
+    asks, schemas = document['paths']['/analyze']['post'], document['components']['schemas']
+    kinds = asks['responses']['200']['content']['text/event-stream']['schema']['oneOf']
+    names = [kind['properties']['data']['$ref'].rpartition('/')[2] for kind in kinds]
+    assert names == ['ProgressEvent', 'AnalyzeResponse', 'ProblemEvent'] and schemas.keys() >= set(names)
+    assert {'queued', 'windows', 'segments'} <= schemas['ProgressEvent']['properties'].keys()
+    assert [p['name'] for p in asks['parameters']] == ['prefer', 'accept']
+    assert 'Location' in asks['responses']['202']['headers'] and 'Retry-After' in asks['responses']['503']['headers']
+    assert sorted(k for way in asks['security'] for k in way) == ['APIKeyHeader', 'HTTPBasic', 'HTTPBearer']
+    page = TestClient(app, headers={'X-API-Key': 'one'}).get('/docs').text
+    assert 'POST /analyze' in page and 'ProgressEvent' in page and '//' not in page.replace('http://127.0.0.1:8000', '')
 
 
 @pytest.mark.parametrize('size', [70_000, 200_000, 400_000])

@@ -127,6 +127,16 @@ def url(engine):
     thread.join(20)
 
 
+def test_who_waits_for_a_turn_sees_how_many_come_first(engine):
+    before = [engine._films.come() for _ in range(3)]
+    with engine.place() as ticket:
+        told = show_video(engine, ticket, str(TAPE))
+        pages = [next(told)[1] for _ in range(2)]
+        told.close()
+    for mine in before: engine._films.go(mine)
+    assert 'videos that are read first: 1' in pages[1] and not engine.queued
+
+
 def test_programs_call_the_page_by_name(engine, url, tmp_path):
     "The README's example: the JSON of an answer, of a timeline; a refusal is an error that says why."
     from gradio_client import Client, handle_file
@@ -134,6 +144,7 @@ def test_programs_call_the_page_by_name(engine, url, tmp_path):
     named = client.view_api(return_format='dict')['named_endpoints']
     assert set(named) == {'/clip', '/video'}, 'what the page itself uses is private'
     assert [p['parameter_name'] for p in named['/clip']['parameters']] == ['video', 'start']
+    assert [named[name]['returns'][0]['label'] for name in ('/clip', '/video')] == ['answer', 'timeline']
     answer = client.predict(handle_file(TAPE), 3., api_name='/clip')
     assert answer['dominant_operation'] in engine.taxonomy.names and answer['probabilities']
     timeline = client.predict(handle_file(TAPE), api_name='/video')

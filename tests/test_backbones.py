@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AttentionMaskInterface, AutoModelForImageTextToText
 
+from forked import python, started
 from vlmtemporal import attention
 from vlmtemporal.backbones import BACKBONES, bundled_model, list_backbones
 from vlmtemporal.basics import BadInput
@@ -157,10 +158,11 @@ def test_the_paper_knows_every_family(checkpoint):
         assert 0 < one.total < two.total and one.trainable > 0
 
 
-def test_the_bench_measures_a_row_and_goes_on(tmp_path):
+def test_the_bench_measures_a_row_and_goes_on(tmp_path, monkeypatch):
     "`bench/backbones.py` with small sizes; what is finished is not run again, and paper agrees with what is counted."
-    command = [sys.executable, ROOT/'bench'/'backbones.py', '--tiny', '--rows', 'smolvlm2-2.2b', '--micro', '2,1',
-               '--effective', '2', '--steps', '2', '--clips', '2', '--out', tmp_path/'out.json']
+    monkeypatch.setenv('VLMTEMPORAL_TESTS_PYTHON', python())
+    command = started(ROOT/'bench'/'backbones.py', '--tiny', '--rows', 'smolvlm2-2.2b', '--micro', '2,1',
+                      '--effective', '2', '--steps', '2', '--clips', '2', '--out', tmp_path/'out.json')
     for again in (False, True):
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0 and '| smolvlm2-2.2b | 0.00034' in done.stdout, done.stderr

@@ -1,5 +1,5 @@
 "Many videos: a line each, whatever happens, and no video is asked about twice."
-import json, os, signal, subprocess, textwrap, threading, time
+import json, os, re, signal, subprocess, textwrap, threading, time
 from pathlib import Path
 
 import pytest
@@ -42,7 +42,7 @@ def vlmtemporal(*args):
 
 class Stub:
     "An engine that knows everything at once."
-    spec, trained = FrameSpec(), None
+    spec, trained, trained_on = FrameSpec(), None, ''
     def __init__(self, *_): Stub.made += 1
     def close(self): pass
     made = 0
@@ -70,8 +70,9 @@ def test_a_line_a_file(folder, tmp_path, monkeypatch):
     code, out, err, _ = vlmtemporal('predict', folder, 'gone.mp4', '--start', 20, '--json')
     lines = [json.loads(line) for line in out.splitlines()]
     assert code == 1 and '2 of 4 videos are answered, a line each in predictions.jsonl' in err
-    counted = [line.partition(':')[0] for line in err.splitlines() if ' done: ' in line]
-    assert counted == [f'{n} of 4 done' for n in (1, 2, 3, 4)]
+    counted = re.findall(r'^(\d) of 4 (done|without an answer): ', err, re.MULTILINE)
+    assert [n for n, _ in counted] == list('1234') and [how for _, how in counted].count('done') == 2
+    assert err.count('note: the model was trained on drawn videos') == 1
     assert ' after ' not in err, 'each video is counted once'
     names = ['in/broken.mp4', 'in/line 2/tuesday.mp4', 'in/monday.mp4', 'gone.mp4']
     assert [line['video'] for line in lines] == names
@@ -166,7 +167,7 @@ from vlmtemporal import batches, cli, engine
 from vlmtemporal.frames import FrameSpec
 
 class Stub:
-    spec, trained = FrameSpec(), None
+    spec, trained, trained_on = FrameSpec(), None, ''
     def __init__(self, *_): pass
     def close(self): pass
 
@@ -343,19 +344,36 @@ def test_one_table(folder, asked, monkeypatch):
     assert [r['video'] for r in rows] == ['in/line 2/tuesday.mp4', 'in/monday.mp4']
     assert {(r['start'], r['end'], r['operation'], r['next_operation'], r['confidence']) for r in rows} == {
         (2., 2.4, 'Tape', 'Label', .5)}
-    by_video = {line['video']: line for line in read('predictions.jsonl')}
+    by_video = {line['video']: line for line in read('answers.jsonl')} # beside the table, and called like it
     lines = [by_video[r['video']] for r in rows]
     assert [(r['sha256'], r['asked']) for r in rows] == [(line['source'], line['asked']) for line in lines]
     question = batches.Question('predict', dict(start=2, seconds=None, fps=None, k=None))
     assert {(r['model'], r['frames']) for r in rows} == {('tiny', json.dumps(question.spec.to_dict()))}
     assert len(rows[0]['adapter']) == 64 and all(r['version'] and r['when'].tzinfo for r in rows)
-    assert vlmtemporal(*args)[0] == 1 and read_table('answers.parquet').to_pylist() == rows
+    assert {r['weights'] for r in rows} <= {rows[0]['weights']} and all(isinstance(r['weights'], str) for r in rows)
+    code, _, err, _ = vlmtemporal(*args)
+    assert code == 1 and read_table('answers.parquet').to_pylist() == rows
+    assert ', 2 already answered; each' in err and ' done: ' not in err
+    another = 'predict', folder/'monday.mp4', '--start', 1, '--table', 'one.parquet'
+    assert vlmtemporal(*another)[0] == 0
     monkeypatch.setattr(engine, 'Engine', Watching)
     assert vlmtemporal('analyze', folder/'monday.mp4', '--table', 'seen.parquet')[0] == 0
     seen = [(r['operation'], r['start'], r['end'], r['next_operation']) for r in read_table('seen.parquet').to_pylist()]
     assert seen == [('Tape', 0, 4.04, 'Unknown'), ('Unknown', 4.04, 6, 'Label'), ('Label', 6, 9.32, 'Idle')]
     Path('mine.parquet').write_text('mine')
     assert vlmtemporal(*args[:-1], 'mine.parquet')[0] == 2 and Path('mine.parquet').read_text() == 'mine'
+
+
+def test_a_folder_without_a_video_is_told_as_one(folder, asked):
+    Path('empty').mkdir()
+    (folder/'texts').mkdir()
+    (folder/'texts'/'notes.txt').write_text('none')
+    for place in ('empty', folder/'texts'):
+        code, _, err, error = vlmtemporal('predict', place, '--table', 'none.parquet')
+        assert code == 1 and 'no video in it' in err and '1 of 1 without an answer' in err, err
+        assert 'no answer, so none.parquet is not written' in err and not Path('none.parquet').exists()
+        code, _, _, error = vlmtemporal('predict', place)
+        assert code == 2 and 'no video in it' in str(error)
 
 
 def test_a_video_at_a_url(folder, asked, monkeypatch):

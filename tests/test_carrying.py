@@ -1,11 +1,12 @@
 "A session dies, its output is attached to the next one, and the run ends as if nothing had happened."
-import json, os, random, shutil, signal, time
+import json, os, random, shutil, signal, sys, time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from forked import Command, started
+from conftest import once
+from forked import Command, python, started
 from vlmtemporal.adapters import Adapter
 from vlmtemporal.backbones import bundled_model, fingerprint, model_config
 from vlmtemporal.basics import BadInput, VLMTemporalWarning, file_hash, json_hash, read_json, write_json
@@ -39,11 +40,9 @@ def place(work, *inputs, kind='local'):
 
 
 @pytest.fixture(scope='module')
-def whole(shards, tmp_path_factory):
+def whole(shards):
     "A run that nothing happened to."
-    out = tmp_path_factory.mktemp('whole')/'run'
-    fit(shards, out, config=SHORT)
-    return out
+    return once('carried', lambda out: fit(shards, out, config=SHORT))
 
 
 @pytest.fixture
@@ -117,8 +116,9 @@ def check_repeated(works, most):
     return again
 
 
-def test_killed_then_stopped_by_the_clock_then_done(whole, shards, tmp_path):
+def test_killed_then_stopped_by_the_clock_then_done(whole, shards, tmp_path, monkeypatch):
     "Killed, attached; the time is up, attached; done: the uninterrupted run's weights, to the bit."
+    monkeypatch.setattr(sys, 'executable', python())
     draw = random.Random()
     def moment(work):
         deadline = time.time() + 300

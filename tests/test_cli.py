@@ -26,7 +26,10 @@ def test_predict(cli, video):
     span = d['temporal_segment']
     assert code == 0 and {d['dominant_operation'], d['anticipated_next_operation']} <= set(LOGISTICS.names)
     assert 0 <= span['start_frame'] < span['end_frame'] <= 124 and 0 <= d['confidence'] <= 1
-    assert {'clip_id', 'probabilities', 'parsed_by', 'latency_ms'} <= set(d) and err == ''
+    assert {'clip_id', 'probabilities', 'parsed_by', 'latency_ms'} <= set(d)
+    seconds = 20 + span['start_frame']/25, 20 + (span['end_frame'] + 1)/25
+    assert (d['start'], d['end'], d['fps']) == (*map(pytest.approx, seconds), 25)
+    assert err.startswith('note: the model was trained on drawn videos') and len(err.splitlines()) == 1
 
 
 def test_a_timeline_goes_to_a_person_and_comes_back(cli, video, tmp_path, monkeypatch):

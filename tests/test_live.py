@@ -611,6 +611,7 @@ def test_live_from_the_command_line(cli, odd):
     code, out, err = cli('live', odd, '--json', '--seconds', 6)
     lines = [json.loads(line) for line in out.splitlines()]
     assert code == 0 and lines[-1]['state'] == 'ended' and lines[-1]['settled'] == pytest.approx(6, abs=.05)
+    assert err.splitlines()[0] == 'loading tiny' and err.count('trained on drawn videos') == 1
     assert {'time', 'operation', 'probability', 'next', 'behind', 'dropped', 'segments'} <= set(lines[0])
     code, out, err = cli('live', 'nowhere.mp4')
     assert code == 2 and 'no such video' in err and len(err.splitlines()) == 1

@@ -1,9 +1,10 @@
 "Machines train together: two nodes of one CPU process each, as torchrun would start them, with folders of their own."
-import json, os, shutil, socket, subprocess, sys
+import json, os, shutil, socket
 
 import pytest
 from safetensors.torch import load_file
 
+import forked
 from vlmtemporal.adapters import Adapter
 from vlmtemporal.basics import file_hash
 from vlmtemporal.checkpoints import last_checkpoint
@@ -31,7 +32,7 @@ def environment(port, node, count=2, **more):
 
 def started(env, *command):
     "A process by these words, and what it says."
-    return subprocess.Popen([sys.executable, *map(str, command)], env=env, stdout=-1, stderr=-1, text=True)
+    return forked.Command(forked.started(*command), env=env, stdout=-1, stderr=-1, text=True)
 
 
 def ended(process): return process.communicate(timeout=900), process.returncode
@@ -177,6 +178,7 @@ def test_a_base_that_is_spread(pair, shards, tmp_path):
     check()
 
 
-def test_a_base_is_not_spread_over_a_cpu(cli, shards, tmp_path):
+def test_a_base_is_not_spread_over_a_cpu(cli, shards, tmp_path, monkeypatch):
+    monkeypatch.setenv('VLMTEMPORAL_TESTS_PYTHON', forked.python())
     code, _, err = cli('train', shards, tmp_path/'run', *SETTINGS, '--processes', 2, '--sharded')
     assert code == 2 and '--sharded: accelerate spreads a base over GPUs alone' in err and err.count('error:') == 1

@@ -1,12 +1,14 @@
 """The numbers on another processor: the pages that compare floats, and the shipped model's answers, asked of a poorer
-instruction set and with another number of threads. As a script, it prints the answers of the machine that it is on."""
+instruction set and with another number of threads. As a script, it writes the answers of the machine that it is on, and
+runs pages."""
 import json, os, subprocess, sys
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, once
 
 # what PyTorch's own kernels, oneDNN, MKL, NumPy's OpenBLAS and OpenCV may use; elsewhere than on x86 they mean nothing
 POORER = dict(ATEN_CPU_CAPABILITY='default', ONEDNN_MAX_CPU_ISA='AVX2', MKL_ENABLE_INSTRUCTIONS='AVX2',
@@ -34,47 +36,67 @@ def numbers() -> dict:
     return dict(words=words, probabilities=probabilities, **scores)
 
 
-def run(setting: str, *command: str) -> subprocess.CompletedProcess:
-    "A command of this environment under one of `SETTINGS`."
-    env = {k: v for k, v in os.environ.items() if k not in POORER} | SETTINGS[setting]
-    return subprocess.run([sys.executable, *command], cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+def written(file: str):
+    "`numbers`, and what PyTorch heeds of its setting."
+    import torch
+    heeded = [torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
+    Path(file).write_text(json.dumps(dict(heeded=heeded, numbers=numbers())))
 
 
-@pytest.fixture(scope='module')
-def native():
-    r = run('1 native', __file__)
-    assert r.returncode == 0, r.stderr
-    return json.loads(r.stdout)
+PAGES = {'1 native': (), '2 native': ('02a_kernels', '02ad_tower', '03a_decode'),
+         '1 poorer': ('02a_kernels', '02ad_tower'), '2 poorer': ()}
+
+
+@pytest.fixture(scope='session')
+def asked():
+    "What this file, as a script, says under one of `SETTINGS`: libraries read them as they are imported."
+    def of(setting):
+        env = {k: v for k, v in os.environ.items() if k not in POORER} | SETTINGS[setting]
+        def ask(out):
+            out.mkdir()
+            command = [sys.executable, __file__, out/'numbers.json', *PAGES[setting]]
+            r = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+            (out/'said').write_text(r.stdout + r.stderr)
+        out = once(f'numbers {setting}', ask)
+        assert (out/'numbers.json').is_file(), (out/'said').read_text()
+        return out
+    return of
 
 
 @pytest.mark.parametrize('setting', ['2 native', '1 poorer', '2 poorer'])
-def test_the_answers_are_the_same(setting, native):
-    r = run(setting, __file__)
-    assert r.returncode == 0, r.stderr
-    found = json.loads(r.stdout)
+def test_the_answers_are_the_same(setting, asked):
+    native, found = (json.loads((asked(s)/'numbers.json').read_text())['numbers'] for s in ('1 native', setting))
     assert found.keys() == native.keys() and found['words'] == native['words']
     for name in found.keys() - {'words'}:
         a, b = np.array(found[name]), np.array(native[name])
         assert np.linalg.norm(a - b) <= 1e-4*np.linalg.norm(b), name
 
 
-PAGES = [('2 native', '02a_kernels'), ('1 poorer', '02a_kernels'), ('2 native', '02ad_tower'),
-         ('1 poorer', '02ad_tower'), ('2 native', '03a_decode')]
-
-
-@pytest.mark.parametrize('setting, page', PAGES)
-def test_the_pages_hold(setting, page):
+@pytest.mark.parametrize('setting, page', [(s, page) for s, pages in PAGES.items() for page in pages])
+def test_the_pages_hold(setting, page, asked):
     """Pages that compare what is ours with how a library computes it. With one thread and everything that the
-    processor can do, `nbdev_test` runs them already."""
-    nbdev_test = Path(sys.executable).parent/'nbdev_test'
-    r = run(setting, str(nbdev_test), '--path', f'nbs/{page}.ipynb', '--n_workers', '0')
-    assert r.returncode == 0, r.stdout[-3000:] + r.stderr[-3000:]
+    processor can do, `make test` runs them already."""
+    said = (asked(setting)/'said').read_text()
+    assert f': {page}.ipynb passed in ' in said, said[-6000:]
 
 
-def test_the_settings_say_something():
+def test_the_settings_say_something(asked):
     "On x86, PyTorch heeds what it is told."
-    code = 'import torch; print(torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())'
-    assert run('2 poorer', '-c', code).stdout.split() == ['DEFAULT', '2']
+    assert json.loads((asked('2 poorer')/'numbers.json').read_text())['heeded'] == ['DEFAULT', 2]
 
 
-if __name__ == '__main__': print(json.dumps(numbers()))
+def main(file, *names):
+    "The numbers, and then the pages, each in a process that is forked from one that has imported the libraries."
+    import pages
+    context = get_context('forkserver')
+    context.set_forkserver_preload(list(pages.LIBRARIES))
+    process = context.Process(target=written, args=(file,))
+    process.start()
+    process.join()
+    sys.argv = ['pages.py', '-n', '1', *(str(ROOT/'nbs'/f'{name}.ipynb') for name in names)]
+    if names: pages.main()
+
+
+if __name__ == '__main__':
+    sys.path.append(str(ROOT/'tools'))
+    main(*sys.argv[1:])

@@ -23,6 +23,11 @@ any_scores = st.one_of(
     st.builds(lambda n, v: np.full(n, v, np.float32), st.integers(1, 200), finite)) # constants
 
 
+def test_a_path_is_a_video_too(video):
+    known = sample_clip(open_video(video), 3.)
+    for place in (video, str(video)): assert (sample_clip(place, 3.).indices == known.indices).all()
+
+
 @pytest.mark.parametrize('name', list_samplers())
 @settings(max_examples=60, deadline=None)
 @given(scores=any_scores, k=st.integers(1, 16), seed=st.integers(0, 99))

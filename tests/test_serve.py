@@ -20,7 +20,6 @@ import pytest
 from fastapi.testclient import TestClient
 
 from forked import Command, started
-
 from vlmtemporal import gate, serve as serving
 from vlmtemporal.api import create_app
 from vlmtemporal.basics import BadInput
@@ -49,8 +48,8 @@ def server(tmp_path_factory):
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
     log = open(tmp/'log', 'w') # noqa: SIM115
-    command = [str(Path(sys.executable).parent/'vlmtemporal'), 'serve', '--port', str(port), '--drain-seconds', '60']
-    process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, 'TMPDIR': str(tmp)})
+    command = [*started(), 'serve', '--port', str(port), '--drain-seconds', '60']
+    process = Command(command, stdout=log, stderr=log, env={**os.environ, 'TMPDIR': str(tmp)})
     url, deadline = f'http://127.0.0.1:{port}', time.time() + PATIENCE
     while time.time() < deadline:
         try:

@@ -2,14 +2,12 @@
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
+from forked import FRESH, Command, started
 from storm import descriptors, family, form, memory, post, storm
 
 
@@ -18,14 +16,14 @@ PATIENCE = 300 # seconds: other tests may be at work on the same cores
 
 
 @contextmanager
-def server(tmp, *options):
+def server(tmp, *options, begin=(FRESH,)):
     "`vlmtemporal serve` in a process of its own: (process, url)."
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
-    command = [str(Path(sys.executable).parent/'vlmtemporal'), 'serve', '--port', str(port), '--log', 'none', *options]
+    command = [*begin, 'serve', '--port', str(port), '--log', 'none', *options]
     with open(tmp/'log', 'w') as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, 'TMPDIR': str(tmp)})
+        process = Command(command, stdout=log, stderr=log, env={**os.environ, 'TMPDIR': str(tmp)})
     url, deadline = f'http://127.0.0.1:{port}', time.monotonic() + PATIENCE
     try:
         while time.monotonic() < deadline:
@@ -88,7 +86,7 @@ def test_a_stop_in_the_middle_of_the_storm(video, tmp_path):
         try: return post(url, body)[0]
         except OSError: return 'closed'
     for how in (signal.SIGTERM, signal.SIGKILL):
-        with server(tmp_path, '--places', '4') as (process, url), ThreadPoolExecutor(6) as crowd:
+        with server(tmp_path, '--places', '4', begin=started()) as (process, url), ThreadPoolExecutor(6) as crowd:
             asked = [crowd.submit(ask, url) for _ in range(6)]
             time.sleep(1.5)
             begin = time.monotonic()
@@ -98,6 +96,6 @@ def test_a_stop_in_the_middle_of_the_storm(video, tmp_path):
             assert took < (15 if how == signal.SIGTERM else 5)
             assert {a.result() for a in asked} <= {200, 503, 'closed'}
         if how == signal.SIGTERM: assert not files(tmp_path)
-    with server(tmp_path) as (process, url):
+    with server(tmp_path, begin=started()) as (process, url):
         assert not files(tmp_path)
         assert ask(url) == 200

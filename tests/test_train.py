@@ -1,12 +1,13 @@
 "A training run is killed, stopped, starved and shared; what it had finished is kept, and it ends where it would have."
-import base64, json, math, os, random, resource, shutil, signal, subprocess, threading, time, warnings
+import base64, json, math, os, random, resource, shutil, signal, subprocess, sys, threading, time, warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
 
-from forked import FRESH, Command, started
+from conftest import once
+from forked import FRESH, Command, python, started
 from vlmtemporal import trainer
 from vlmtemporal.adapters import Adapter, bundled_adapter
 from vlmtemporal.basics import BadInput, VLMTemporalError, VLMTemporalWarning, file_hash
@@ -30,19 +31,20 @@ def tree(folder): return {str(p.relative_to(folder)): file_hash(p) for p in sort
 
 
 @pytest.fixture(scope='module')
-def whole(shards, tmp_path_factory):
+def whole(shards):
     "A run that nothing happened to."
-    out = tmp_path_factory.mktemp('whole')/'run'
-    fit(shards, out, config=SHORT)
-    return out
+    return once('trained', lambda out: fit(shards, out, config=SHORT))
 
 
 @pytest.fixture(scope='module')
-def six(cli, shards, tmp_path_factory):
+def six(cli, shards):
     "A run of six steps by the command that nothing happened to, and the seconds that it took."
-    out, begin = tmp_path_factory.mktemp('six')/'run', time.time()
-    assert cli('train', shards, out, *SETTINGS)[0] == 0
-    return out, time.time() - begin
+    def train(out):
+        begin = time.time()
+        assert cli('train', shards, out/'run', *SETTINGS)[0] == 0
+        (out/'took').write_text(str(time.time() - begin))
+    out = once('six', train)
+    return out/'run', float((out/'took').read_text())
 
 
 @pytest.mark.filterwarnings('ignore:.*passed over') # a checkpoint is looked for while it is being written
@@ -155,8 +157,10 @@ def test_a_damaged_shard_is_refused_before_the_first_step(shards, tmp_path):
     assert not (tmp_path/'run').exists()
 
 
-def test_two_processes_train_as_one(cli, shards, tmp_path):
+def test_two_processes_train_as_one(cli, shards, tmp_path, monkeypatch):
     "DDP on two CPU processes: the losses of one at the same effective batch, a whole checkpoint, errors of one line."
+    monkeypatch.setattr(sys, 'executable', python())
+    monkeypatch.setenv('VLMTEMPORAL_TESTS_PYTHON', sys.executable)
     shared = options('max_steps=3', 'save_steps=2', 'micro_batch=2', 'accumulation=2', 'learning_rate=0.002',
                      'lora_dropout=0')
     assert cli('train', shards, tmp_path/'one', *shared)[0] == 0

@@ -1,11 +1,12 @@
 "A run is watched while it trains: what it is told is the same however often it is killed, and leaves no trace in it."
-import errno, importlib, multiprocessing, os, random, shutil, signal, socket, time
+import errno, importlib, os, pickle, random, shutil, signal, socket, time
 from dataclasses import asdict, replace
 
 import pytest
 from typer.testing import CliRunner
 
-from conftest import ROOT
+from conftest import ROOT, once
+from forked import Command, started
 from vlmtemporal import train, watching
 from vlmtemporal.adapters import Adapter, bundled_adapter
 from vlmtemporal.basics import BadInput, VLMTemporalWarning, file_hash, read_json, write_json
@@ -25,9 +26,7 @@ KILLS = int(os.environ.get('VLMTEMPORAL_KILLS', 2)) # ten take some minutes
 WATCHED = TrainConfig(max_steps=4, save_steps=3, micro_batch=1, accumulation=1, learning_rate=5e-3, validate_steps=1,
                       validate_clips=2, best='validation_loss')
 
-APART = multiprocessing.get_context('forkserver') # imports what takes seconds once, and runs nothing of it
-APART.set_forkserver_preload(['vlmtemporal.evaluation', 'vlmtemporal.train', 'trl.trainer.sft_trainer', 'datasets',
-                              'transformers.models.qwen2_5_vl.modeling_qwen2_5_vl', 'peft', 'bitsandbytes'])
+APART = 'import pickle, sys; from vlmtemporal.train import fit; fit(*pickle.loads(bytes.fromhex(sys.argv[1])))'
 
 
 def tree(folder): return {str(p.relative_to(folder)): file_hash(p) for p in sorted(folder.rglob('*')) if p.is_file()}
@@ -38,11 +37,14 @@ def left(run): # what must be the same whenever it was killed
 
 
 @pytest.fixture(scope='module')
-def watched(shards, tmp_path_factory):
+def watched(shards):
     "A run that nothing happened to."
-    out = tmp_path_factory.mktemp('watched')/'run'
-    fit(shards, out, config=WATCHED, observe=observe)
-    return out
+    return once('watched', lambda out: fit(shards, out, config=WATCHED, observe=observe))
+
+
+def apart(*run, **environment):
+    "`fit` in a process of its own."
+    return Command(started('-c', APART, pickle.dumps(run).hex()), env=os.environ | environment)
 
 
 def falling(values):
@@ -79,11 +81,9 @@ def test_killed_while_it_is_watched(watched, shards, tmp_path):
     while kills < KILLS:
         out, n = tmp_path/f'run-{n}', n + 1
         while not (out/'adapter').exists():
-            process = APART.Process(target=fit, args=(shards, out, 'tiny', WATCHED, True, observe))
-            process.start()
+            process = apart(shards, out, 'tiny', WATCHED, True, observe)
             if kills < KILLS: kills += _killed(process, out, draw)
-            process.join()
-            assert process.exitcode in (0, -signal.SIGKILL)
+            assert process.wait() in (0, -signal.SIGKILL)
         assert left(out) == left(watched)
 
 
@@ -93,15 +93,14 @@ def _killed(process, out, draw):
         files = [*out.glob('*.json*'), *out.glob('best/*'), *out.glob('checkpoints/*')]
         return {(str(p), p.stat().st_mtime_ns) for p in files if p.exists() and p.name != 'run.json'}
     before, changes, deadline = seen(), draw.randint(1, 4), time.time() + 300
-    while changes and time.time() < deadline and process.is_alive():
+    while changes and time.time() < deadline and process.poll() is None:
         time.sleep(.005)
         try: now = seen()
         except FileNotFoundError: continue
         if now != before: before, changes = now, changes - 1
     time.sleep(draw.uniform(0, .1))
     process.kill()
-    process.join()
-    return process.exitcode == -signal.SIGKILL
+    return process.wait() == -signal.SIGKILL
 
 
 def test_stopped_in_the_middle_of_a_validation(watched, shards, tmp_path):
@@ -185,25 +184,17 @@ def test_it_waits_so_long_for_a_better_one(shards, tmp_path):
     assert again.steps == 3 and again.remarks == run.remarks and tree(tmp_path/'run'/'adapter') == before
 
 
-def one_of_two(rank, port, *run):
-    "One of the processes of a run, as `launch` starts them."
-    os.environ |= {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1',
-                   'MASTER_PORT': str(port)}
-    fit(*run)
-
-
 def test_two_processes_validate_as_one(shards, tmp_path):
     "Each asks about its share; both end at the same step, with the numbers of one process."
     config = replace(WATCHED, accumulation=2, learning_rate=1e-9, validate_clips=3, best='OCA', patience=1)
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
-    run = shards, tmp_path/'two', 'tiny', config, False, observe
-    both = [APART.Process(target=one_of_two, args=(rank, port, *run)) for rank in (0, 1)]
-    for process in both: process.start()
+    run, where = (shards, tmp_path/'two', 'tiny', config, False, observe), dict(MASTER_ADDR='127.0.0.1')
+    where |= dict(WORLD_SIZE='2', MASTER_PORT=str(port))
+    both = [apart(*run, RANK=str(i), LOCAL_RANK=str(i), **where) for i in (0, 1)]
     one = fit(shards, tmp_path/'one', config=config, observe=observe)
-    for process in both: process.join(300)
-    assert [process.exitcode for process in both] == [0, 0]
+    assert [process.wait(300) for process in both] == [0, 0]
     two = read_json(tmp_path/'two'/'validation.json')
     assert [v['step'] for v in two] == [1, 2] == [v['step'] for v in one.validations]
     for a, b in zip(one.validations, two): assert a == pytest.approx(b, rel=1e-5)

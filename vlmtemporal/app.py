@@ -197,9 +197,11 @@ def _downloads(analysis: Analysis, name: str, fps: float) -> list[dict]:
 def _video_html(engine: Engine, progress: Progress | None, name: str = '') -> str:
     "A whole video as far as it is read."
     analysis = progress.analysis if progress else None
-    now = 0 if progress is None else 1 if analysis is None else 2
+    waits = progress is not None and progress.queued is not None
+    now = 0 if progress is None or waits else 1 if analysis is None else 2
     found: dict[str, Any] = dict(stages=_stages(('opening the video', 'reading and asking, window by window'), now))
-    if progress is not None:
+    if progress is not None and waits: found['waits'] = f'videos that are read first: {progress.queued}'
+    elif progress is not None:
         timeline = analysis.timeline if analysis else progress.timeline
         found |= dict(windows=progress.windows, of=progress.of, segments=_segments(timeline, progress.duration))
         found['progress'] = f'{progress.windows} of {progress.of} windows, {_clock(progress.seconds)} of ' \
@@ -227,6 +229,9 @@ def show_video(
     for progress in engine.follow(video, trusted=False, ticket=ticket, limits=UPLOAD_LIMITS):
         ticket.check()
         analysis = progress.analysis
+        if progress.queued is not None:
+            yield '', _video_html(engine, progress), None
+            continue
         if analysis is None and time.monotonic() - last < _PACE: continue
         last = time.monotonic()
         timeline = analysis.timeline if analysis else progress.timeline
@@ -425,11 +430,11 @@ class _Cameras:
 # %% ../nbs/04h_app.ipynb #c5189b78
 def _described(engine: Engine) -> str:
     "Which model answers, what it sees, and what its answer is worth."
-    name, adapted = Path(engine.loaded.name).name, ' with an adapter' if engine.loaded.adapter else ''
-    what = f'{name}{adapted}, trained on drawn packing work only' if name == 'tiny' else f'{name}{adapted}'
+    what = Path(engine.loaded.name).name + (' with an adapter' if engine.loaded.adapter else '')
+    learnt = f' Mind that {engine.trained_on}.' if engine.trained_on else ''
     return (f'The model ({what}) sees {engine.spec.k} frames of {engine.spec.seconds:g} s and names the likeliest of '
             f'{len(engine.taxonomy)} operations of {engine.taxonomy.name}: a guess with a probability, no measurement '
-            'and no judgement of the person at work.')
+            f'and no judgement of the person at work.{learnt}')
 
 # %% ../nbs/04h_app.ipynb #85c8f408
 @dataclass(frozen=True)
@@ -496,7 +501,7 @@ def _clip_tab(visitors: Visitors, video: Any, start: Any):
     engine, seconds = visitors.engine, visitors.settings.predict_seconds
     go = gr.Button(f'What happens in these {engine.spec.seconds:g} seconds?', variant='primary', elem_id='vt-ask')
     shown = _html(elem_id='vt-clip')
-    with gr.Accordion('The answer as JSON', open=False): answer = gr.JSON(show_label=False)
+    with gr.Accordion('The answer as JSON', open=False): answer = gr.JSON(label='answer', show_label=False)
     def run(path, at, request: gr.Request):
         show = lambda ticket: show_clip(engine, ticket, path, at)
         for html, found in visitors.told(request.session_hash, show, lambda problem: (problem, None), seconds):
@@ -517,7 +522,7 @@ def _video_tab(visitors: Visitors, video: Any, strip: Any):
         go = gr.Button('Read the whole video', variant='primary', elem_id='vt-read', scale=3)
         stop = gr.Button('Stop', interactive=False, elem_id='vt-stop', scale=1, min_width=80)
     shown = _html(elem_id='vt-whole')
-    with gr.Accordion('The timeline as JSON', open=False): answer = gr.JSON(show_label=False)
+    with gr.Accordion('The timeline as JSON', open=False): answer = gr.JSON(label='timeline', show_label=False)
     def run(path, request: gr.Request):
         show = lambda ticket: show_video(engine, ticket, path)
         for parts in visitors.told(request.session_hash, show, lambda problem: ('', problem, None), seconds):

@@ -68,6 +68,8 @@ def here(video: Path) -> Path:
     url = address(video)
     if url: return at_hand(place_of(url))
     if not os.path.exists(video): raise BadInput('no such video', video, 'check the path')
+    if os.path.isdir(video) and not any(videos_below(video)):
+        raise BadInput('no video in it', video, 'name a video, a folder of them, or one of frames named by their time')
     return video
 
 # %% ../nbs/04p_batches.ipynb #90984b57
@@ -92,6 +94,11 @@ class Question:
         "The operations that are chosen from."
         found = None if self.taxonomy else self._adapter()
         return found.taxonomy if found else get_taxonomy(self.taxonomy or 'logistics')
+    @property
+    def trained_on(self) -> str:
+        "What the model has learnt from, in a sentence; nothing of one without an adapter."
+        found = self._adapter()
+        return found.trained_on if found else ''
     @property
     def spec(self) -> FrameSpec:
         "Which frames of a clip the model sees."

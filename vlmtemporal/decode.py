@@ -50,6 +50,14 @@ class Prediction:
     text: str = ''                  # what the model wrote, for free text
     latency_ms: float = 0.          # the clip's share of the time that its batch was waited for
     warnings: tuple[str, ...] = ()  # what is wrong with the video, where it was asked about one
+    begin: float = 0.               # seconds into the video at which its clip begins, where it was asked about one
+    fps: float | None = None        # frames a second of the clip
+    @property
+    def span(self) -> tuple[float | None, float | None]:
+        "From when to when, in seconds of the video; None where nothing could be read."
+        a = self.answer
+        if a is None or a.start_frame is None or a.end_frame is None or not self.fps: return None, None
+        return round(self.begin + a.start_frame/self.fps, 3), round(self.begin + (a.end_frame + 1)/self.fps, 3)
     def to_dict(self) -> dict:
         "The specification's answer with probabilities."
         answer = self.answer.to_dict() if self.answer else _UNREAD
@@ -58,8 +66,9 @@ class Prediction:
             confidence=round(answer['confidence'], 6), probabilities=probabilities, parsed_by=self.parsed_by,
             latency_ms=round(self.latency_ms, 1))
     def to_response(self) -> dict:
-        "The same with the warnings, for whoever asked about a video."
-        return self.to_dict() | dict(warnings=list(self.warnings))
+        "The same with seconds of the video and its warnings, for whoever asked about one."
+        start, end = self.span
+        return self.to_dict() | dict(start=start, end=end, fps=self.fps, warnings=list(self.warnings))
 
 # %% ../nbs/03a_decode.ipynb #fe6dfa60
 _TOKENIZING = threading.Lock()

@@ -20,7 +20,7 @@ import numpy as np
 from .adapters import Adapter, resolve_adapter
 from .backbones import model_config
 from .basics import BadInput, Picture, VLMTemporalError, check_number, progress, waiting
-from .batching import Batches, Busy, Cancelled, Late, Ticket, Turns, result, turn
+from .batching import AGAIN, Batches, Busy, Cancelled, Late, Ticket, Turns, in_line, result, turn
 from .clips import window_starts
 from .decode import DECODERS, Prediction, model_inputs
 from .frames import FrameSpec
@@ -54,7 +54,7 @@ class Analysis:
     "The segments of a whole video. Draws itself."
     timeline: Timeline # by order and durations; the same as `raw` where no grammar has been learnt
     raw: Timeline      # what the windows say, moment by moment
-    windows: int
+    windows: int       # that were answered; the last one begins where a whole clip is left
     seconds: float     # that it took
     warnings: tuple[str, ...] = () # what is wrong with the video
     def picture(self,
@@ -76,7 +76,10 @@ class Progress:
     duration: float    # seconds
     timeline: Timeline # so far, as the windows stand
     analysis: Analysis | None = None # at the end
-    def __repr__(self): return f'{self.seconds:.0f} of {self.duration:.0f} s, {len(self.timeline.segments)} segments'
+    queued: int | None = None # requests that come first, while it waits for its turn; nothing else is known then
+    def __repr__(self):
+        if self.queued is not None: return f'{self.queued} come first'
+        return f'{self.seconds:.0f} of {self.duration:.0f} s, {len(self.timeline.segments)} segments'
 
 # %% ../nbs/04b_engine.ipynb #77a014c8
 def _load(model: str | Path, adapter: Adapter | None) -> LoadedModel:
@@ -89,8 +92,11 @@ def _load(model: str | Path, adapter: Adapter | None) -> LoadedModel:
     return load_model(model, adapter, quantize=adapter is not None or not roomy, merge=roomy)
 
 # %% ../nbs/04b_engine.ipynb #53ed40a2
+_FULL = f'too many requests are waiting; try again in {AGAIN} s'
+
 class _Places:
     "So many requests at once."
+    queued = 0 # requests that wait for their turn at a decoder
     def __init__(self, places: int):
         check_number(places, 'queue', 1, 10**6, whole=True)
         self.places, self._tickets, self._lock = places, set[Ticket](), threading.Lock()
@@ -105,7 +111,7 @@ class _Places:
     ) -> Iterator[Ticket]:
         "A place for one request. Raises `Busy` when there is none."
         with self._lock:
-            if len(self._tickets) >= self.places: raise Busy('too many requests are waiting; try again in a minute')
+            if len(self._tickets) >= self.places: raise Busy(_FULL)
             self._tickets.add(ticket := Ticket(seconds))
         try: yield ticket
         finally:
@@ -140,6 +146,7 @@ class _Model(_Places):
         known = None if self.served else found or Adapter.of_merged(model)
         self.taxonomy = known.taxonomy if known and not taxonomy else get_taxonomy(taxonomy or 'logistics')
         self.trained = known.spec if known else None
+        self.trained_on = known.trained_on if known else ''
         self.spec = spec or self.trained or FrameSpec()
         self.prior = TimelinePrior.of(known) if known and known.taxonomy == self.taxonomy else None
         self.ready = False # after `warm_up`
@@ -213,6 +220,10 @@ class _Seeing(_Asked):
         check_number(decoding, 'decoding', 1, 10**4, whole=True)
         super().__init__(model, adapter, taxonomy, spec, queue, batch)
         self._decoding, self._films = Turns(decoding), Turns(max(decoding//2, 1))
+    @property
+    def queued(self) -> int: # type: ignore[override]
+        "Requests that wait for their turn at a decoder."
+        return len(self._films) + len(self._decoding)
     def _recipe(self, sampler: str | None) -> FrameSpec:
         "How frames are chosen. Raises `BadInput` for another sampler than the adapter has learnt from."
         if sampler in (None, self.spec.sampler): return self.spec
@@ -287,6 +298,9 @@ class _Following(_Reading):
         notes = source.info.notes + ((VOTES,) if self.served else ())
         analysis = Analysis(best, raw, len(seen), took, notes)
         yield Progress(len(seen), len(starts), duration, duration, raw, analysis)
+    def _in_line(self, first: int) -> Progress:
+        "Before anything is known of the video."
+        return Progress(0, 0, 0., 0., Timeline(self.taxonomy, (), (), 0., {}), queued=first)
     def follow(self,
         video: str | Path,
         stride: float = 1.,                   # seconds between windows
@@ -295,12 +309,16 @@ class _Following(_Reading):
         ticket: Ticket | None = None,
         limits: Limits = Limits(),            # the most that it may ask for
     ) -> Iterator[Progress]:
-        "Read a whole video; the last of what comes has the analysis. Raises `BadInput` as `analyze` does."
+        """Read a whole video; the last of what comes has the analysis, and where others are read already, the first
+        says how many come before. Raises `BadInput` as `analyze` does."""
         spec = self.spec if context_seconds is None else replace(self.spec, context_seconds=context_seconds)
         ticket, stop = ticket or Ticket(), Stop()
         with ExitStack() as stack:
             stack.enter_context(self.at_work())
-            for places in (self._films, self._decoding): stack.enter_context(turn(places, ticket))
+            for places in (self._films, self._decoding):
+                mine = places.come()
+                stack.callback(places.go, mine)
+                for first in in_line(places, mine, ticket): yield self._in_line(first)
             stack.enter_context(ticket.on_cancel(stop))
             with ticket.stage('decode'), _blamed(video, ticket, trusted):
                 source = open_video(video, limits=limits, trusted=trusted, stop=stop)
@@ -318,7 +336,8 @@ class _Answering(_Following):
         name, ticket = f'{Path(clip.video).stem}@{clip.start:g}s', ticket or Ticket()
         example = Example(name, clip.frames, clip.indices, None, f'{next(_requests)}', clip.start, clip.n_frames,
                           fps=clip.spec.fps)
-        return replace(result(self.ask([example], ticket, decoder)[0], ticket), warnings=clip.warnings)
+        found = result(self.ask([example], ticket, decoder)[0], ticket)
+        return replace(found, warnings=clip.warnings, begin=clip.start, fps=clip.spec.fps)
 
     def predict(self,
         video: str | Path,
@@ -363,7 +382,7 @@ class Engine(_Answering):
         "The segments of a whole video. Raises `BadInput` when it shows no window without a gap."
         with progress(None, 'analyzing') as bar:
             for done in self.follow(video, stride, context_seconds, trusted):
-                bar.total = done.of
+                bar.total = done.of or None
                 bar.update(done.windows - bar.n)
         assert done.analysis
         return done.analysis

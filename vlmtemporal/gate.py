@@ -24,7 +24,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from .batching import Busy
+from .batching import AGAIN, Busy
 from .engine import Engine
 from .intake import ServerSettings, kept_bytes, unfinished_removed
 
@@ -94,7 +94,9 @@ class _Watched(_Counted):
     def leave(self):
         "Nobody waits for the answer, unless it has been given."
         self.gone.set()
-        if not self.answered and (ticket := self.scope['state'].get('ticket')): ticket.cancel()
+        if self.answered or not (ticket := self.scope['state'].get('ticket')): return
+        ticket.cancel()
+        if not self.over: self.scope['state']['outcome'] = 499
     def end(self):
         "The server stops: whoever sends or listens is told that the other side has gone."
         self.over = True
@@ -174,6 +176,13 @@ def client_of(scope: dict) -> str:
     return scope['state'].get('key') or (scope.get('client') or ('',))[0]
 
 # %% ../nbs/04f_gate.ipynb #22a13181
+_FORM = 'send multipart/form-data with a file in the field `video`, as `curl -F video=@FILE` does'
+
+def _is_no_form(scope: dict) -> bool:
+    "Is the body of another kind than the API and the page can read?"
+    kind = Headers(scope=scope).get('content-type', '')
+    return bool(kind) and kind.partition(';')[0].strip().lower() != 'multipart/form-data'
+
 class Placed:
     "Uploads with a place each, taken before they are read."
     def __init__(self, app: Any, engine: Engine, settings: ServerSettings):
@@ -200,10 +209,11 @@ class Placed:
     async def __call__(self, scope, receive, send):
         entrance = scope['type'] == 'http' and scope['method'] == 'POST' and scope['path'] in _ENTRANCES
         if not entrance: return await self.app(scope, receive, send)
+        if _is_no_form(scope): return await _refused(415, _FORM)(scope, receive, send)
         with ExitStack() as held:
             try: self.enter(scope, held)
-            except Busy as e: app: Any = _refused(503, str(e), Retry_After='5')
-            except HTTPException as e: app = _refused(e.status_code, e.detail, Retry_After='5')
+            except Busy as e: app: Any = _refused(503, str(e), Retry_After=f'{AGAIN}')
+            except HTTPException as e: app = _refused(e.status_code, e.detail, Retry_After=f'{AGAIN}')
             else: app = self.app
             await app(scope, receive, send)
 
@@ -315,7 +325,7 @@ class Observed:
         finally: self.note(scope, status, time.perf_counter() - begin, received)
     def note(self, scope: dict, status: int, seconds: float, received: int):
         "Count it and say so."
-        ticket = scope['state'].get('ticket')
+        ticket, status = scope['state'].get('ticket'), scope['state'].get('outcome', status)
         stages = {stage: round(ms, 1) for stage, ms in getattr(ticket, 'stages', {}).items()}
         route = _route(scope)
         self.metrics.note(route, status, seconds, received, stages)

@@ -40,6 +40,7 @@ def problem_of(error: Exception) -> tuple[int, str]: # HTTP status, sentence
 class Job:
     "Work that goes on without its client."
     cancel: Callable[[], None]            # ends it soon
+    owner: str = ''                       # the key of whoever began it; nobody else is told of it
     id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
     state: str = 'running'                # or 'done', 'failed', 'cancelled'
     progress: dict = field(default_factory=dict)
@@ -77,6 +78,7 @@ class Jobs(_Kept):
         work: Callable[[Job], dict], # what is done, in a thread of its own; its result
         held: ExitStack,             # what is given back at the end
         cancel: Callable[[], None],  # ends the work soon
+        owner: str = '',             # who may ask for it, by the key that was shown
     ) -> Job:
         "Begin. Raises `Busy`, with `held` given back, when there is no room."
         self._forget()
@@ -86,7 +88,7 @@ class Jobs(_Kept):
                 held.close()
                 raise Busy('as many jobs as are allowed are at work; try again later')
             del self.all[ended[0].id]
-        job = Job(cancel)
+        job = Job(cancel, owner)
         self.all[job.id] = job
         try: threading.Thread(target=job.run, args=(work, held, self.now), daemon=True).start()
         except RuntimeError: # no more threads
@@ -94,10 +96,11 @@ class Jobs(_Kept):
             held.close()
             raise Busy('no more work can be begun now; try again later') from None
         return job
-    def get(self, id: str) -> Job | None:
-        "The job of this number; None for one that is unknown or forgotten."
+    def get(self, id: str, owner: str = '') -> Job | None:
+        "The job of this number; None for one that is unknown, forgotten or somebody else's."
         self._forget()
-        return self.all.get(id)
+        job = self.all.get(id)
+        return job if job and job.owner == owner else None
     def end(self, job: Job):
         "End one that is at work, as soon as may be; forget one that is over, with its result."
         if job.ended is None: job.cancel()

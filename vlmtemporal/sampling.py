@@ -8,6 +8,7 @@ __all__ = ['SampledClip', 'sample_clip', 'plot_samplers', 'SamplerComparison', '
 
 # %% ../nbs/00_sampling.ipynb #0eb56bff
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from .frames import FrameSpec, check_shown, clip_grid, context_grid, enough_for
 from .samplers import get_sampler
 from .scores import Scorer, get_score, smooth
 from .sources import Video, once_more
+from .video import open_video
 
 # %% ../nbs/00_sampling.ipynb #9472fa77
 @dataclass(frozen=True)
@@ -62,12 +64,13 @@ def _clip_scores(video: Video, grid: np.ndarray, score: str, spec: FrameSpec) ->
 # %% ../nbs/00_sampling.ipynb #abe6c9d1
 @once_more
 def sample_clip(
-    video: Video,
+    video: Video | str | Path,     # or where it is
     start: float = 0.,             # seconds into the video
     spec: FrameSpec = FrameSpec(), # how to choose
     seed: object = 0,              # for the sampler that draws at random
 ) -> SampledClip:
     "Score a clip and choose its frames. Raises `BadInput` when it starts outside the video or reaches into a hole."
+    if isinstance(video, (str, Path)): video = open_video(video)
     sampler, grid = get_sampler(spec.sampler), clip_grid(video, start, spec)
     check_shown(video, grid, start, spec)
     score = sampler.score or 'entropy-small'
@@ -150,13 +153,14 @@ class SamplerComparison:
 
 # %% ../nbs/00_sampling.ipynb #f67de6ff
 def compare_samplers(
-    video: Video,
+    video: Video | str | Path,                 # or where it is
     start: float = 0.,                         # seconds into the video
     samplers: tuple = ('entropy', 'uniform'),  # some of `list_samplers()`
     boundaries: tuple | list = (),             # seconds into the video, to be drawn
     spec: FrameSpec = FrameSpec(),             # the rest of the recipe
 ) -> SamplerComparison:
     "Sample one clip in several ways."
+    if isinstance(video, (str, Path)): video = open_video(video)
     clips = [sample_clip(video, start, replace(spec, sampler=s)) for s in dict.fromkeys(samplers)]
     return SamplerComparison(tuple(clips), tuple(boundaries))
 

@@ -65,8 +65,11 @@ def _who(model: str | None, adapter: str | Path | None) -> _Who:
 
 # %% ../nbs/04q_space.ipynb #a6a6b057
 _APP = '''\
-"The page of vlmtemporal and its API: `pip install -r requirements.txt`, `python app.py`, then http://127.0.0.1:7860."
-import os
+"""The page of vlmtemporal and its API: `pip install -r requirements.txt`, `python app.py`, then http://127.0.0.1:7860.
+
+It listens on all addresses of the machine, as a Space must; VLMTEMPORAL_SERVE_HOST=127.0.0.1 is for this machine
+alone, VLMTEMPORAL_SERVE_KEYS=something-long asks everybody for a key."""
+import os, warnings
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -83,6 +86,7 @@ app.EXAMPLES = (
 {examples}
 )
 
+warnings.formatwarning = lambda message, *_: f'warning: {{message}}\n' # without a line of source
 if __name__ == '__main__': serve({model!r}, {adapter}, server_settings(), ends=True)
 '''
 
@@ -104,7 +108,8 @@ example or send a video; a second tab reads a whole one.
 It answers with the model `{model}`{adapter}. It knows the operations, the camera and the people that it was
 trained on, and is no measure of how well anybody works. The licence of the base model applies to its answers.
 
-`pip install -r requirements.txt` and `python app.py` start the same on any machine, at http://127.0.0.1:7860;
+`pip install -r requirements.txt` and `python app.py` start the same on any machine, at http://127.0.0.1:7860 and for
+whoever reaches its port 7860 (`VLMTEMPORAL_SERVE_HOST=127.0.0.1`: nobody else; `VLMTEMPORAL_SERVE_KEYS`: with a key);
 programs ask `/clip` and `/video` with `gradio_client`, or `POST /predict` and `/analyze` (see `/docs`).
 Made by `vlmtemporal space`; the package lies beside this file. Videos in `examples/` may be exchanged in `app.py`.
 """

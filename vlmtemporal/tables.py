@@ -45,7 +45,7 @@ def rows(
     lines: Iterable[dict], # as `batches.answers` gives them
 ) -> Iterator[dict]:       # in the same order; in a video by time
     "The rows of the answers."
-    known = question.provenance
+    known = {name: text or '' for name, text in question.provenance.items()}
     for line in (one for one in lines if 'error' not in one):
         when = line.get('when') # a line of an earlier version has none
         where = dict(video=line['video'], version=line.get('version'), sha256=line['source'],

@@ -184,7 +184,10 @@ def _log_left_over(z: Callable, x: np.ndarray, sd: np.ndarray, mean: np.ndarray)
 class _Starts:
     "The starts that lie long ago and may still be the best: for each its class, its row and what it is worth."
     def __init__(self):
-        self.c, self.row, self.worth = np.empty(0, int), np.empty(0, int), np.empty(0)
+        self._take(np.empty(0, int), np.empty(0, int), np.empty(0))
+    def _take(self, c: np.ndarray, row: np.ndarray, worth: np.ndarray):
+        self.c, self.row, self.worth = c, row, worth
+        self.first_of_class = np.flatnonzero(np.diff(c, prepend=-1))
     def add(self,
         first: int,         # row
         begin: np.ndarray,  # (C, m) what starts at the `m` rows from `first` on are worth
@@ -198,19 +201,19 @@ class _Starts:
         c, row, worth = np.r_[self.c[lasting], c], np.r_[self.row[lasting], row + first], begin[better]
         worth = np.r_[self.worth[lasting], worth]
         order = np.lexsort((row, c))
-        self.c, self.row, self.worth = c[order], row[order], worth[order]
+        self._take(c[order], row[order], worth[order])
     def forget(self,
         before: int, # row
     ):
         "Among starts before a row age makes no difference: the first is worth most, the others are let go."
-        is_first = np.diff(self.c, prepend=-1) != 0
-        kept = is_first | (self.row >= before)
-        self.c, self.row, self.worth = self.c[kept], self.row[kept], self.worth[kept]
+        kept = self.row >= before
+        kept[self.first_of_class] = True
+        self._take(self.c[kept], self.row[kept], self.worth[kept])
     def best(self, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]: # (C,) each
         "Each class's start with the highest score, the earliest of equals, and its score."
-        best = np.maximum.reduceat(score, np.flatnonzero(np.diff(self.c, prepend=-1)))
-        at = np.flatnonzero(score == best[self.c])[::-1]
-        start = np.zeros(len(best), int)
+        best = np.maximum.reduceat(score, self.first_of_class)
+        at = (score == best[self.c]).nonzero()[0][::-1]
+        start = np.empty(len(best), int)
         start[self.c[at]] = self.row[at] # the earliest of equals is written last
         return start, best
 
@@ -222,6 +225,7 @@ class _Worth:
     def __init__(self, grammar: Grammar, rows: int, longest: float | None = None):
         self.grammar, self.prior, self.n = grammar, grammar.prior, 0
         self._emitted = np.zeros(len(self.prior)) # (C,) emissions summed up to now
+        self._classes = np.arange(len(self.prior))
         self._first = np.log(self.prior)          # (C,) what it is worth to begin the recording
         self._begin = self._first[:, None].copy() # (C, room) best score of beginning at `_cut`, ..., less `_emitted`
         mode = np.exp(grammar.log_mean - grammar.log_std**2)
@@ -253,7 +257,8 @@ class _Beginnings(_Worth):
         from_first = self._first + self._last_first[first][:, -min(n, self._rows)]
         if not cut: score[:, 0] = from_first
         start = score.argmax(1)
-        best, start = score[np.arange(len(start)), start], start + cut
+        best = score[self._classes, start]
+        start += cut
         if cut:
             k = self._kept
             long_ago = k.best(k.worth + table[k.c, np.maximum(k.row - n, -self._rows)])
@@ -304,9 +309,10 @@ class _Forward(_Beginnings):
         self._emitted = self._emitted + self._row_scale*(np.log(.99*row + .01*self.prior) - self._log_prior)
         start, score = self._best_ends('whole', 'ending')
         following = score[:, None] + self._log_transitions
+        previous = following.argmax(0)
         self._start.append(start)
-        self._previous.append(following.argmax(0))
-        self._put(following.max(0) - self._emitted)
+        self._previous.append(previous)
+        self._put(following[previous, self._classes] - self._emitted)
 
 # %% ../nbs/03b_timeline.ipynb #6bd27ba8
 class HSMM(_Forward):
