@@ -146,6 +146,13 @@ class _Known:
         "What its scores are divided by; 1 when it was not calibrated."
         return self.calibration.temperature if self.calibration else 1.
     @property
+    def trained_on(self) -> str:
+        "What it has learnt from, and what its answers are worth elsewhere, in a sentence."
+        what = f"{'drawn ' if self.training.get('twin') else ''}videos of {self.taxonomy.name}"
+        whose = f' with {len(self.people)} people' if self.people else ''
+        return (f'the model was trained on {what}{whose} only: of any other video its answer is a guess, '
+                'however probable it is called')
+    @property
     def weights(self) -> Path:
         "The file of its weights."
         return self.path/'adapter_model.safetensors'

@@ -892,7 +892,7 @@ def _asked_model(model: str, adapter: str | None) -> Any:
 # %% ../nbs/04j_cli.ipynb #ac482291
 Out = Annotated[Path | None, typer.Option('--out', help=(
     'Of several videos: gets one JSON line a video. The same command again asks about those that are not in it; '
-    'predictions.jsonl or timelines.jsonl, in this folder, when absent.'))]
+    'predictions.jsonl or timelines.jsonl, in this folder, when absent; with --table beside it, and called like it.'))]
 Table = Annotated[Path | None, typer.Option('--table', metavar='FILE.parquet', help=(
     'When all are asked: every answer as a row of one table, with who answered and the SHA-256 of the video.'))]
 Where = Annotated[str, typer.Option('--engine', help=(
@@ -907,6 +907,16 @@ def _only(videos: list[Path], *rest: object) -> Path | None:
     return videos[0] if not any(rest) and len(videos) == 1 and list(videos_of(videos)) == videos else None
 
 # %% ../nbs/04j_cli.ipynb #e70ff73d
+def _lines_path(out: Path | None, table: Path | None, usual: str) -> Path:
+    "Where the lines go: a table's are its own, so that it meets no file of another question."
+    if out or not table: return out or Path(usual)
+    from vlmtemporal.remote_files import address
+    return Path(f'{table.stem}.jsonl') if address(table) else table.with_suffix('.jsonl')
+
+def _tell_trained_on(asked: Any):
+    "What the model has learnt from, once: whoever is asked answers about anything."
+    if asked.trained_on: typer.echo(f'note: {asked.trained_on}', err=True)
+
 @dataclass(frozen=True)
 class _Many:
     "The options of a run over many videos. Raises `BadInput` for those that do not belong together."
@@ -951,14 +961,18 @@ def _say_lines(found, text: Callable[[dict], str], as_json: bool, bar: Any, keep
         out.flush()
     return failed
 
-def _counting(found, bar: Any, videos: list[Path]):
+def _counting(found, bar: Any, videos: list[Path], lines: Any):
     "The same, counted as they come: in the bar, and where stderr is no terminal and has none, in a line a video."
     def tell(text: str):
         if bar.disable: typer.echo(text, err=True)
-    tell(f'{len(videos)} videos; each is counted here when it is done, the answers come in the order of the videos')
+    before = {name: line for name, line in lines.by_video.items() if 'error' not in line}
+    known = sum(map(lines.is_answered, videos))
+    tell(f'{len(videos)} videos{f", {known} already answered" if known else ""}; each is counted here when it is done; '
+         f'answers come on stdout in the order of the videos, in {lines.path} as they are done')
     for n, (i, line) in enumerate(found, 1):
         if not bar.disable: bar.update() # else it would have a line a minute, too
-        tell(f'{n} of {len(videos)} done: {line["video"]}')
+        if 'error' in line: tell(f'{n} of {len(videos)} without an answer: {line["video"]}')
+        elif before.get(line['video']) != line: tell(f'{n} of {len(videos)} done: {line["video"]}')
         yield i, line
 
 # %% ../nbs/04j_cli.ipynb #fafce08a
@@ -968,9 +982,10 @@ def _ask_all(videos: list[Path], question: Any, lines: Any, many: _Many, load: C
     from vlmtemporal.basics import progress
     from vlmtemporal.batches import in_order
     out = sys.stdout
+    _tell_trained_on(question)
     with progress(None, 'videos', len(videos)) as bar:
         found = many.answers(videos, lines, load, ask, bar)
-        try: failed = _say_lines(in_order(_counting(found, bar, videos)), text, as_json, bar, keep, out)
+        try: failed = _say_lines(in_order(_counting(found, bar, videos, lines)), text, as_json, bar, keep, out)
         except KeyboardInterrupt:
             found.close()
             lines.again()
@@ -982,9 +997,10 @@ def _ask_all(videos: list[Path], question: Any, lines: Any, many: _Many, load: C
     if failed: raise typer.Exit(1)
 
 def _write_table(path: Path, question: Any, lines: Any, videos: list[Path]):
-    "All answers as one table."
+    "All answers as one table, where there is one."
     from vlmtemporal.batches import name_of
     from vlmtemporal.tables import write_table
+    if not any(map(lines.is_answered, videos)): return typer.echo(f'no answer, so {path} is not written', err=True)
     rows = write_table(path, question, [lines.by_video[name_of(v)] for v in videos])
     typer.echo(f'{rows} rows in {path}', err=True)
 
@@ -1022,6 +1038,9 @@ def predict(
 ):
     """What is done in a clip of a video, exactly when, and what comes next.
 
+    With --json: start and end are seconds of the video, temporal_segment frames of the clip; of several videos, asked
+    is equal where the question was.
+
     An adapter is asked about clips like those that it was trained on; --seconds, --fps and --k are for a base alone.
     Several videos, or a folder of them: one JSON line a video, in the file --out; on a Ray cluster with --engine ray.
     """
@@ -1037,10 +1056,11 @@ def predict(
     if video := _only(videos, out, table, many.is_far):
         open_video(here(video), trusted=trust)
         asked = load()
+        _tell_trained_on(asked)
         found = ask(asked, here(video))
         return _emit(as_json, found, _answer_text(found, start, asked.spec.fps))
     question = Question('predict', dict(start=start, seconds=seconds, fps=fps, k=k), model, adapter, taxonomy)
-    with Lines(out or Path('predictions.jsonl'), question.mark) as lines:
+    with Lines(_lines_path(out, table, 'predictions.jsonl'), question.mark) as lines:
         def text(line): return _answer_text(line, start, question.spec.fps)
         _ask_all(list(videos_of(videos)), question, lines, many, load, ask, text, as_json)
 
@@ -1152,6 +1172,8 @@ def analyze(
 ):
     """The segments of a whole video, and what comes next at its end.
 
+    A segment's probability is the mean over it, of all windows that see it; predict says it of one clip.
+
     Several videos, or a folder of them: one JSON line a video, in the file --out; on a cluster with --engine ray."""
     from vlmtemporal.batches import Lines, Question, videos_of
     if to and not export: raise BadInput('no format', '--to', 'say --export FORMAT, too')
@@ -1163,10 +1185,13 @@ def analyze(
     video = _only(videos, out, table, many.is_far)
     if video is None:
         question = Question('analyze', dict(stride=stride, context=context), model, adapter, taxonomy)
-        with Lines(out or Path('timelines.jsonl'), question.mark) as lines:
+        with Lines(_lines_path(out, table, 'timelines.jsonl'), question.mark) as lines:
             return _analyze_all(videos_of(videos), lines, question, many, load, trust, as_json, plot, export, to)
     written = _free(to or Path(video.stem + suffix)) if export else None
-    def timeline(place): return load().analyze(place, stride, context, trusted=trust)
+    def timeline(place):
+        asked = load()
+        _tell_trained_on(asked)
+        return asked.analyze(place, stride, context, trusted=trust)
     info, found = _analyze_one(video, timeline, trust, as_json, plot)
     if export and written: _export(found.timeline, export, written, video, info.fps)
 
@@ -1215,16 +1240,20 @@ def live(
     """What is done now, and what comes next, while it happens.
 
     A line for each operation, as soon as it is certain. Windows are left out where the machine is too slow for all of
-    them, rather than answered late. A source that goes away is tried again, in 1 to 30 seconds. Ctrl-C ends it.
+    them, rather than answered late. A source that goes away is tried again, in 1 to 30 seconds. Ctrl-C ends it. With
+    --json: segments before the second settled change no more; behind is how many seconds late the answer came.
     """
     import threading
     from vlmtemporal.live import follow_live, operator_source
     from vlmtemporal.video import open_video
     found = operator_source(source)
     opened = open_video(found) if isinstance(found, Path) else found
+    typer.echo(f'loading {model}', err=True)
     from vlmtemporal.engine import Engine
     engine, told, stop, moment = Engine(model, adapter, taxonomy), _Told(), threading.Event(), None
     engine.warm_up()
+    _tell_trained_on(engine)
+    typer.echo(f'following {source}: the first line comes when an operation is certain', err=True)
     _on_interrupt(stop)
     for moment in follow_live(engine, opened, lag=lag, stride=stride, seconds=seconds, stop=stop, patient=wait):
         for line in [json.dumps(moment.to_dict(), ensure_ascii=False)] if as_json else told.lines(moment):
