@@ -349,6 +349,9 @@ def build(
 ):
     """Cut sessions into clips, choose their frames, write WebDataset shards.
 
+    A change of operation gives up to three clips that show it, at different places, and one that ends a second before
+    it: so a hundred labels give some four hundred examples.
+
     Killed? Run the same again: finished sessions are kept, and the result is the same to the byte. When all is
     written, OUT/samples/index.html shows twenty examples that differ. ROOT may be the URL of a recordings.yaml or its
     folder, OUT one in a bucket: s3://, gs://, az:// or hf://.
@@ -370,9 +373,10 @@ def build(
 # %% ../nbs/04j_cli.ipynb #c18f5219
 def _counted(name: str, split: dict) -> str:
     "What `check` counted in one split, as a line."
+    from vlmtemporal.label_rows import counted
     kinds = ', '.join(f'{n} {kind}' for kind, n in split['kinds'].items())
     operations = ', '.join(f'{operation} {n}' for operation, n in split['operations'].items())
-    return (f"{name}: {split['examples']} examples of {split['clips']}, {split['sessions']} sessions, "
+    return (f"{name}: {split['examples']} examples of {split['clips']}, {counted(split['sessions'], 'session')}, "
             f"people {', '.join(split['people'])}; "
             f"{kinds}, {split['whole_clip']} of one operation; {operations}")
 
@@ -397,7 +401,11 @@ def _told_lacking(splits: dict[str, dict]) -> list[str]:
 # %% ../nbs/04j_cli.ipynb #00231a19
 @app.command()
 def check(shards: BuiltOrSplit, as_json: Json = False):
-    "Verify every byte; report counts, label balance, what two splits share, and what can be scored without looking."
+    """Verify every byte; report counts, label balance, what two splits share, and what can be scored without looking.
+
+    The table has a row for each guess that sees no picture: the same answer always (majority), random answers, and what
+    usually follows. A model must be better than these. Columns are the metrics of `eval`, whose report spells them out.
+    """
     from vlmtemporal.baselines import image_free, image_free_table
     from vlmtemporal.inspection import check
     from vlmtemporal.shards import Shards, split_folders
