@@ -108,6 +108,15 @@ def test_every_door_refuses(what, adapter, cli, shards, video, tmp_path):
         bundled_adapter()/'calibration.json').read_bytes()
 
 
+def test_a_checkpoint_is_none_and_says_where_the_adapter_is(adapter):
+    place = adapter.parent/'checkpoints'/'checkpoint-14'
+    shutil.copytree(adapter, place)
+    (place/'vlmtemporal.json').unlink()
+    (place/'trainer_state.json').write_text('{}')
+    with pytest.raises(BadInput, match='is a checkpoint') as e: Adapter.load(place)
+    assert f'give {adapter}' in str(e.value)
+
+
 def test_a_whole_one_is_taken(adapter):
     assert load_model('tiny', adapter).adapter.to_dict() == Adapter.load('tiny').to_dict()
 

@@ -530,6 +530,21 @@ def test_the_frames_that_were_shown(mock, tmp_path):
         assert 'whose frames are not at hand' in clip_shown(r.comparison, made.data['frames'], given).caption
 
 
+def test_frames_come_out_of_the_shards(shards, mock):
+    "Without the recordings, the clips that were asked about hold what the model saw of them."
+    test = find_split(shards, 'test')
+    asked = [evaluation.clip_of(e) for e in evaluation_set(test, 2)]
+    g = np.random.default_rng(0)
+    answers = MethodPredictions.of('base (tiny)', [random_prediction(g, c) for c in asked])
+    compared = MethodComparison(test.taxonomy, asked, [answers], [0]*len(asked), 0, 'people')
+    frames = test.spec.to_dict()
+    there = clip_shown(compared, frames, None, test)
+    again = clip_shown(compared, frames, sessions(mock, ('U0108',)))
+    assert len(there.frames) == test.spec.k and np.allclose(there.seconds, again.seconds)
+    assert all(np.abs(a.astype(int) - b).mean() < 12 for a, b in zip(there.frames, again.frames, strict=True))
+    assert not clip_shown(compared, frames | dict(sampler='entropy'), None, test).frames, 'other frames than it saw'
+
+
 def test_methods_that_are_equal_share_a_row(result):
     twin = replace(result.models[1], name='fine-tuned + grammar')
     found = replace(result.comparison, methods=[*result.comparison.methods, twin])
@@ -737,6 +752,42 @@ def test_protocol_needs_its_clips(shards, tmp_path):
     shutil.copytree(shards/'test', tmp_path/'gone')
     (tmp_path/'gone'/'shard-000000.tar').unlink()
     with pytest.raises(BadInput, match='is missing'): evaluate(tmp_path/'gone')
+
+
+def test_a_sample_is_spread_over_a_split_of_others(shards, tmp_path, monkeypatch):
+    "The specification's person is asked about from the first clip on, as its table has it; anybody else everywhere."
+    test = find_split(shards, 'test')
+    keys = evaluation.boundary_keys(test)
+    asked = [k for k in evaluation.evaluated_keys(test, 4) if k in keys]
+    assert asked == keys[:4] and evaluation.usual_clips(test) in (0, 30)
+    members = ((k, test.members(i)) for i, k in enumerate(test.keys))
+    about = {k: v for k, v in test.index.items() if k not in ('format', 'examples', 'shards', 'checksum')}
+    write_shards(tmp_path/'test', members, about | dict(people=['Dana']))
+    other = find_split(tmp_path, 'test')
+    n = len(keys)
+    for many in (1, 4, n - 1, n):
+        asked = [keys.index(k) for k in evaluation.evaluated_keys(other, many) if k in keys]
+        assert len(asked) == many and all(i*n <= at*many < (i + 1)*n for i, at in enumerate(asked)), 'one of each part'
+    assert evaluation.usual_clips(other) == 0 and evaluation.evaluated_keys(other) == sorted(test.keys)
+    monkeypatch.setattr(evaluation, '_MOST', n - 1)
+    assert evaluation.usual_clips(other) == n - 1
+
+
+def test_a_report_on_a_sample_says_so(result, tmp_path):
+    "In the title and before the answers; an older file, which does not know how many there are, says nothing."
+    assert not result.sample and f'A test on {count_clips(result)} clips' in result.title
+    data = result.provenance.data | dict(boundary_clips=500)
+    sampled = replace(result, provenance=replace(result.provenance, data=data))
+    said = f"Asked about {count_clips(result)} of the test split's 500 clips: `--clips 0` asks about all."
+    assert f'A test on {count_clips(result)} of 500 clips' in sampled.title
+    assert sampled._repr_markdown_().startswith(said)
+    save_result(sampled, tmp_path)
+    text = (tmp_path/'report.md').read_text()
+    assert text.index(said) < text.index('Did it learn?')
+    assert rescore(tmp_path/'results.json').sample == said
+
+
+def count_clips(result): return sum(c.kind != 'anticipation' for c in result.clips)
 
 
 def test_refused_before_anything_is_predicted(shards, tiny, tmp_path, monkeypatch):

@@ -337,7 +337,8 @@ def test_what_view_made_is_no_recording(folder):
 def test_overlaps_are_a_question_then_a_rule(folder):
     (folder/'ben'/'box 1.csv').write_text('start,end,label\n0,5,cut\n4,9.5,glue\n7,7,cut\n')
     found = init(folder)
-    asked, = found.questions
+    empty, asked = found.questions
+    assert "ben/box 1.csv, line 4: 'cut' ends when it starts (7 to 7 seconds)" in empty
     assert asked.startswith('1 of 6 labels overlaps the one before, 1.0 s in all') and found.rows[1][6] == '2'
     assert "ben/box 1.csv, line 3: 'glue' overlaps 'cut' (ben/box 1.csv, line 2) by 1.00 s" in asked
     message = refusal(sessions, folder)
@@ -553,7 +554,7 @@ def test_a_slip_of_the_fingers_is_a_question(folder):
 def test_what_becomes_of_the_taxonomy_is_said(folder, tmp_path):
     "A second look, operations that are old, and what a second build does."
     init(folder)
-    assert 'taxonomy.yaml stays and is used again, unless you remove it' in refusal(init, folder)
+    assert 'recordings.yaml and taxonomy.yaml are made of the labels anew' in refusal(init, folder)
     (folder/FILE).unlink()
     (folder/'taxonomy.yaml').write_text((folder/'taxonomy.yaml').read_text() + '- name: solder\n')
     said = '\n'.join(init(folder).said)
@@ -582,3 +583,124 @@ def test_work_in_a_log_is_a_line_a_minute(monkeypatch, capsys):
     monkeypatch.setattr(basics, '_EVERY', 0.)
     with basics.progress(None, 'cutting', 4) as bar: bar.update(3)
     assert capsys.readouterr().err.startswith('cutting: 3 of 4 after 0 min')
+
+
+# a phone's videos and one table about all of them; then a person corrects one file and brings it back
+
+PEOPLE = 'Anna', 'Bert', 'Cem', 'Dana', 'Eva', 'Finn'
+
+
+def german(people, *changed):
+    "Excel's table: a row of each step."
+    rows = [f'VID_2026_{who}.mp4;{who};{a};{b};{name}' for who in people
+            for a, b, name in (('0:00,00', '0:04,00', 'cut'), ('0:04,00', '0:08,50', 'glue'))]
+    return '\n'.join(['Video;Person;Anfang;Ende;Arbeitsschritt', *rows, *changed]) + '\n'
+
+
+@pytest.fixture
+def phone(small, tmp_path):
+    for who in PEOPLE: shutil.copy(small/'anna'/'box 1.mp4', tmp_path/f'VID_2026_{who}.mp4')
+    (tmp_path/'Schritte.csv').write_text(german(PEOPLE))
+    return tmp_path
+
+
+def corrected(folder, who):
+    write_labels(folder/f'VID_2026_{who}.eaf', [Segment('cut', 0, 5), Segment('glue', 5, 9)], 'elan',
+                 recording=f'VID_2026_{who}', fps=25., duration=10.)
+
+
+def test_a_corrected_file_keeps_everybody(phone):
+    "Its rows taken out of the table, the person is read where the others stand in the names."
+    (phone/'Schritte.csv').write_text(german(PEOPLE[:5]))
+    corrected(phone, 'Finn')
+    found = init(phone)
+    assert [r.subject for r in found.project.recordings] == list(PEOPLE) and not found.questions
+    assert found.project.by_person and found.project.split == dict(train=PEOPLE[:4], val=('Eva',), test=('Finn',))
+
+
+def test_a_corrected_file_wins_over_a_table(phone):
+    corrected(phone, 'Bert')
+    (phone/'VID_2026_Bert.mp4').rename(phone/'other.mp4')
+    (phone/'VID_2026_Bert.eaf').rename(phone/'other.eaf')
+    (phone/'Schritte.csv').write_text((phone/'Schritte.csv').read_text().replace('VID_2026_Bert.mp4', 'other.mp4'))
+    found = init(phone)
+    who = {r.id: (r.subject, r.labels) for r in found.project.recordings}
+    assert who['other'] == ('Bert', 'other.eaf') and len(who) == 6 # the table still says who is filmed
+    assert 'other.eaf is named like its video, so its labels count for it, not those in Schritte.csv' in found.said
+    corrected(phone, 'Anna')
+    assert '--fresh' in refusal(init, phone)
+    assert sum(r.labels.endswith('.eaf') for r in init(phone, fresh=True).project.recordings) == 2
+
+
+def test_who_is_unknown_is_on_no_side(phone):
+    "A sixth person may be one of the five."
+    (phone/'Schritte.csv').write_text(german(PEOPLE[:5]))
+    corrected(phone, 'Finn')
+    for suffix in ('.mp4', '.eaf'): (phone/f'VID_2026_Finn{suffix}').rename(phone/f'new{suffix}')
+    found = init(phone)
+    subject = next(r.subject for r in found.project.recordings if r.id == 'new')
+    assert found.rows[-1][:2] == ('new', '?') and subject not in str(found.project.split)
+    assert any(q.startswith('new: nobody says who is filmed') and f'`{subject}`' in q for q in found.questions)
+    assert {*PEOPLE[:5]} == {who for side in Project.load(phone).split.values() for who in side}
+
+
+def test_two_tables_are_put_into_one(phone):
+    shutil.copy(phone/'Schritte.csv', phone/'Schritte - Kopie.csv')
+    problem, = look(phone).problems
+    assert problem.startswith('VID_2026_Anna.mp4, VID_2026_Bert.mp4, VID_2026_Cem.mp4 and 3 more: have labels in ')
+    assert problem.endswith('put the rows into one file, each once')
+
+
+def test_swapped_times_are_a_question_and_unlabelled_time_is_said(phone):
+    (phone/'Schritte.csv').write_text(german(PEOPLE, 'VID_2026_Anna.mp4;Anna;0:09,50;0:08,50;wrap'))
+    found = init(phone)
+    asked, = found.questions
+    assert asked.startswith("Schritte.csv, line 14: 'wrap' ends before it starts (9.5 to 8.5 seconds)")
+    assert 'counts as Nothing' in asked and asked in (phone/FILE).read_text()
+    assert not any('line 14' in said for said in found.said)
+    assert any(said.startswith('9.0 s of 60.0 s (15.0%) have no label and count as Nothing') for said in found.said)
+    built = build(phone, phone/'shards', spec=UNIFORM)
+    assert 'ends before it starts' in ' '.join(built[0].notes['Anna-VID_2026_Anna'])
+    assert built[0].blank.startswith('6.0 s of 40.0 s (15.0%)')
+
+
+def test_a_slip_that_costs_a_taxonomy_is_named(phone):
+    text = german(PEOPLE).replace('cut', 'Tape').replace('glue', 'Pack')
+    (phone/'Schritte.csv').write_text(text + 'VID_2026_Anna.mp4;Anna;0:08,50;0:09,50;Idle\n'
+                                      'VID_2026_Bert.mp4;Bert;0:08,50;0:09,50;Final Chekc\n')
+    asked = ' '.join(init(phone).questions)
+    assert 'logistics knows every label but `Final Chekc`, nearly its `Final Check`' in asked
+    assert 'null is Unknown' in asked
+    (phone/'Schritte.csv').write_text((phone/'Schritte.csv').read_text().replace('Chekc', 'Check'))
+    old = {name: (phone/name).read_bytes() for name in (FILE, 'taxonomy.yaml')}
+    assert init(phone, fresh=True).project.taxonomy is LOGISTICS and not (phone/'taxonomy.yaml').exists()
+    assert old == {name: (phone/f'{name}.old').read_bytes() for name in old}
+    init(phone, fresh=True)
+    assert (phone/f'{FILE}.old').read_bytes() == old[FILE] and (phone/f'{FILE}.old2').exists()
+
+
+def test_a_table_that_cannot_be_read_is_named_with_its_separator(phone):
+    text = (phone/'Schritte.csv').read_text()
+    (phone/'Schritte.csv').write_text(text.replace('0:04,00', '0:04;00', 1))
+    said = refusal(look, phone)
+    assert 'holds 6 videos, and labels that cannot be read yet' in said and 'no labels' not in said
+    assert 'Schritte.csv, line 2: 6 fields where the header has 5; fields are parted by a semicolon' in said
+
+
+def test_shards_are_no_recordings(tmp_path):
+    (tmp_path/'train').mkdir()
+    (tmp_path/'train'/'index.json').write_text('{}')
+    assert 'holds shards, which `build` wrote' in refusal(sessions, tmp_path)
+
+
+def test_elan_finds_the_video_from_where_the_file_lies(phone):
+    "An address with % for what an URL cannot hold, and the way from the folder of the .eaf; both are read back."
+    video, out = phone/'VID_2026_Änne 1.mp4', phone/'sub'/'x.eaf'
+    (phone/'VID_2026_Anna.mp4').rename(video)
+    out.parent.mkdir()
+    about = dict(recording=video.name, fps=25., duration=10., media=video.resolve())
+    write_labels(out, [Segment('cut', 0, 5)], 'elan', **about)
+    text = out.read_text()
+    assert f'MEDIA_URL="{video.resolve().as_uri()}"' in text and 'file:///' in text
+    assert 'RELATIVE_MEDIA_URL="../VID_2026_%C3%84nne%201.mp4"' in text
+    assert read_labels(out).for_media(video).rows[0].name == 'cut'

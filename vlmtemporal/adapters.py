@@ -240,6 +240,9 @@ def _load(path: Path) -> Adapter:
     fix, facts = 'give the adapter folder that training wrote', path/'vlmtemporal.json'
     if not (path/'adapter_model.safetensors').is_file():
         raise BadInput('is not an adapter: it has no adapter_model.safetensors', path, fix)
+    if not facts.is_file() and (path/'trainer_state.json').is_file():
+        raise BadInput('is a checkpoint, from which `train --resume` goes on, and no adapter', path,
+                       f'give {path.parent.parent/"adapter"}, which the run writes when it ends')
     _check_pairs(path/'adapter_model.safetensors')
     _check_lora(path/'adapter_config.json')
     return _described(path, facts, fix)

@@ -83,7 +83,7 @@ def calibrate(
     adapter: Adapter | str | Path,  # a folder that `fit` wrote; gets calibration.json
     model: str | Path | None = None, # its base; the one that it names, when absent
     *,
-    clips: int = 0,                 # the first so many boundary clips by id; 0 for all
+    clips: int = 0,                 # so many boundary clips; 0 for all
     root: str | Path | None = None, # where the shards' sessions lie: fits how much the timeline trusts the windows, too
 ) -> Calibration:
     """Fit an adapter's temperature, and how much its grammar counts, on clips and sessions that it was not trained on.

@@ -183,18 +183,22 @@ def _signed(run: Callable, parameters: list[inspect.Parameter]) -> Callable:
 def init(
     folder: Annotated[Path, typer.Argument(help='Folder with videos and labels of them, nested or flat.')],
     overlaps: Annotated[str, typer.Option(
-        help='A moment that two labels claim: refuse (an error with both lines), later wins, longer wins, '
-             'split at the middle.')] = 'refuse',
+        help='A moment that two labels claim: refuse (an error with both lines), later wins (the label that begins '
+             'later), longer wins, split at the middle.')] = 'refuse',
     taxonomy: Annotated[str | None, typer.Option(
         help='logistics, openpack, or a file in the folder; made of the labels when absent.')] = None,
     fps: Annotated[float | None, _number('--fps', .001, 10**6, 'Frames a second of labels that count frames and do not '
                                          "say how fast; the video's when absent.")] = None,
+    fresh: Annotated[bool, typer.Option(
+        '--fresh', help='Make recordings.yaml and taxonomy.yaml anew where they are there; the old ones stay as '
+                        'recordings.yaml.old and taxonomy.yaml.old.')] = False,
 ):
     """Look at a folder of videos and labels, say what was understood, and write its recordings.yaml.
 
     Any video (MP4, MOV, MKV, AVI, WebM, ..., folders of frames) and labels of any tool: ELAN, Label Studio, CVAT, VIA,
     BORIS, ActivityNet, Audacity, WebVTT, SRT, a CSV or XLSX with start, end and label. A labels file belongs to the
-    video that it names inside, is named like, or lies beside. People are read in the labels, the folders or the names.
+    video that it names inside, is named like, or lies beside; one that is named like its video wins over a table about
+    many. People are read in the labels, the folders or the names.
 
     Nothing is overwritten, and nothing is written when something must be mended first. What is open stands as comments
     at the end of the file: read it, change it, then
@@ -202,7 +206,7 @@ def init(
     vlmtemporal view FOLDER; vlmtemporal build FOLDER shards; vlmtemporal train shards run
     """
     from vlmtemporal.recordings import look
-    proposal = look(folder, overlaps, taxonomy, fps)
+    proposal = look(folder, overlaps, taxonomy, fps, fresh)
     typer.echo(proposal._repr_markdown_())
     for path in proposal.save(): typer.echo(f'\nwritten: {path}', nl=False)
     typer.echo('')
@@ -286,13 +290,16 @@ def study(
 # %% ../nbs/04j_cli.ipynb #c9a770cb
 def _built(b) -> list[str]:
     "What `build` wrote of one split, in lines."
+    from vlmtemporal.label_rows import counted
     lacking = sum(map(len, b.lacking.values()))
     drawn = f', drawn from {b.clips - lacking}' if b.examples < b.clips - lacking else ''
-    lines = [f'{b.split}: {b.examples} examples from {b.sessions} sessions in {b.path}{drawn}']
+    lines = [f'{b.split}: {counted(b.examples, "example")} from {counted(b.sessions, "session")} in {b.path}{drawn}']
+    lines += [f'  {b.blank}'] if b.blank else []
     lines += [f'  {session}: {note}' for session, notes in b.notes.items() for note in notes]
     for session, ids in b.lacking.items():
         some = ', '.join(ids[:4]) + (', ...' if len(ids) > 4 else '')
-        lines.append(f'  {session}: {len(ids)} clips lack frames: {some} (all in {b.path}/index.json)')
+        lacks = counted(len(ids), 'clip lacks', 'clips lack')
+        lines.append(f'  {session}: {lacks} frames: {some} (all in {b.path}/index.json)')
     return lines
 
 # %% ../nbs/04j_cli.ipynb #314fcb3b
@@ -685,17 +692,20 @@ def publish(
     typer.echo(publish(adapter, repo, results, private=not public))
 
 # %% ../nbs/04j_cli.ipynb #351f757d
-Clips = Annotated[int, _count('--clips', 0, 10**9, 'The first so many boundary clips of a test split by id, with the '
-                                                   'clips that end before the same boundaries; 0 for all.')]
+Clips = Annotated[int, _count(
+    '--clips', 0, 10**9, 'So many boundary clips of a test split, spread evenly over it, with the clips that end '
+                         "before the same boundaries; of OpenPack's U0108 the first by id; 0 for all.")]
 
 # %% ../nbs/04j_cli.ipynb #85ce3d6b
-def _usual_clips(shards: Path) -> int: # 0 for all
-    "The specification's 30 boundary clips; all of a test split that has fewer, which is said."
+def _test_split(shards: Path, clips: int | None) -> Any:
+    "The test split. Says how many of its clips are asked about, where these are not all."
+    from vlmtemporal.evaluation import boundary_keys, usual_clips
     from vlmtemporal.shards import find_split
-    n = sum(key[-1] in 'abc' for key in find_split(shards, 'test').keys)
-    if n >= 30: return 30
-    typer.echo(f'the test split has {n} boundary clips, fewer than 30: all clips are asked about', err=True)
-    return 0
+    test = find_split(shards, 'test')
+    n, there = usual_clips(test) if clips is None else clips, len(boundary_keys(test))
+    if 0 < n < there:
+        typer.echo(f'asking about {n} of {there} clips of the test split; --clips 0 asks about all', err=True)
+    return test
 
 # %% ../nbs/04j_cli.ipynb #7fe6d5ce
 Concurrency = Annotated[int, _count('--concurrency', 1, 256, 'Of a model that is served: requests at once.')]
@@ -721,8 +731,9 @@ Adapters = Annotated[list[str] | None, typer.Option(
     help="Adapter folder, or 'tiny' for the one that ships; may be "
          "repeated. The base is always asked.")]
 TestClips = Annotated[int | None, _count(
-    '--clips', 0, 10**9, 'The first so many boundary clips of the test split by id, with the clips that end before '
-                         'the same boundaries; 0 for all. 30 when absent, or all where there are fewer.')]
+    '--clips', 0, 10**9, 'So many boundary clips of the test split, spread evenly over it, with the clips that end '
+                         'before the same boundaries; 0 for all. All when absent, or 300 where there are more. Of '
+                         "OpenPack's U0108 the first by id, and 30 when absent: the specification's protocol.")]
 WholeSessions = Annotated[Path | None, typer.Option(
     help='The sessions that the shards were built from: every model is asked about those of the test split from '
          'end to end, and the report adds Tape against Pack, by phase.')]
@@ -764,15 +775,16 @@ def eval(
     from vlmtemporal.tower_file import TowerClips, tower_path
     _check_folder(out)
     recorded = sessions(root) if root else None
+    test = None
     if shards.name.endswith(('.json', '.json.gz')): result = rescore(shards)
     else:
-        wanted = _usual_clips(shards) if clips is None else clips
+        test = _test_split(shards, clips)
         with _evaluated(model, out, decoder, concurrency, timeout, max_tokens, seed) as asked:
             tower = TowerClips(tower_path(out), tower_cache*1e9) if tower_cache and asked == model else None
-            result = evaluate(shards, asked, adapter or (), clips=wanted, decoder=decoder, seed=seed, root=root,
+            result = evaluate(shards, asked, adapter or (), clips=clips, decoder=decoder, seed=seed, root=root,
                               max_sessions=max_sessions, grammar=grammar, tower=tower)
         if tower: tower.remove()
-    report = save_result(result, out, recorded=recorded)
+    report = save_result(result, out, recorded=recorded, held=test)
     typer.echo(f'{result.title}\n\n{result._repr_markdown_()}\n\nreport in {report}')
 
 # %% ../nbs/04j_cli.ipynb #dc875f61
@@ -1065,10 +1077,12 @@ def _free(path: Path) -> Path:
     raise BadInput('is there already', path, 'name another file with --to, or remove it')
 
 def _export(timeline, format: str, path: Path, video: Path, fps: float):
-    "Write a timeline for an annotation tool; moments of the null operation stay gaps."
+    "Write a timeline for an annotation tool; moments of the null operation stay gaps, which is said."
     from vlmtemporal.batches import write_timeline
+    gaps = [s.end - s.start for s in timeline.segments if s.operation == timeline.taxonomy.null]
     if not write_timeline(timeline, format, path, video, fps):
         typer.echo(f'nothing but {timeline.taxonomy.null} was found: no segment is exported', err=True)
+    if gaps: typer.echo(f'left empty: {sum(gaps):.1f} s of {timeline.taxonomy.null}, the null', err=True)
     typer.echo(f'to correct: {path}', err=True)
 
 # %% ../nbs/04j_cli.ipynb #13dcba1f
@@ -1127,7 +1141,8 @@ WindowContext = Annotated[float | None, _number(
                        'trained when absent.')]
 TimelinePlot = Annotated[Path | None, typer.Option(
     help='Save the timeline as a picture, under the annotation if there is one; of several videos, in this '
-         'folder.')]
+         "folder. 'windows' is every window's answer as it stands, 'HSMM' the timeline that is given: it heeds the "
+         'order and the durations of the labels in training.')]
 Format = Annotated[str | None, typer.Option(
     help='Write it for an annotation tool: elan, labelstudio, activitynet, webvtt or csv; `init` reads it back.',
 )]

@@ -25,7 +25,7 @@ from .merging import Sizes, merged, part_sizes, make_shard, shard_jobs
 from .operations import Grammar, fill_gaps
 from .recordings import Project, default_spec, folder_of, get_split, never_labelled, protocol_of, sessions
 from .remote_files import above, address, inside, names_in, place_of, plain, remove, told, url_of, written
-from .sessions import SPLIT_NAMES, Session, fitted, person
+from .sessions import SPLIT_NAMES, Session, fitted, person, unlabelled_note
 from .shards import (Shards, finished_index, jpeg, note_sessions, pack, source_hash, write_index,
                                 write_shards)
 from .sources import Recounted
@@ -158,6 +158,7 @@ class Built:
     path: str
     lacking: dict[str, list[str]] = field(default_factory=dict) # session -> ids of its clips that lack frames
     notes: dict[str, tuple[str, ...]] = field(default_factory=dict) # session -> what was done to its labels
+    blank: str = '' # a sentence on the time that no label has
 
 # %% ../nbs/01_dataset.ipynb #524558e9
 @dataclass(frozen=True)
@@ -245,7 +246,8 @@ def _plan_split(split: str, found: list[Session], plans: list[_SessionPlan], set
     asked = sum(len(plan.clips) + len(plan.lacking) for plan in plans)
     notes = {s.key: s.notes for s in found if s.notes}
     place = inside(settings.url, split) if settings.url else str(settings.out/split)
-    built = Built(split, len(found), asked, len(chosen), place, about['lacking'], notes)
+    blank = unlabelled_note([(plan.session, plan.seconds) for plan in plans if plan.seconds])
+    built = Built(split, len(found), asked, len(chosen), place, about['lacking'], notes, blank)
     return _SplitPlan(placed, about, built)
 
 # %% ../nbs/01_dataset.ipynb #9998dc41

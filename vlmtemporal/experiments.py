@@ -322,7 +322,7 @@ def ablate(
     *,
     variants: Sequence[Variant] = REMEDIES, # the first is the one compared with; or `SAMPLERS`
     seeds: int = 1,                         # runs of every variant, each with the next training seed
-    clips: int = 0,                         # the first so many test clips by id; 0 for all
+    clips: int = 0,                         # so many test clips; 0 for all
     max_clips: int | None = None,           # at most so many training clips
     spec: FrameSpec | None = None,          # which frames, where a variant does not say; the root's when absent
     protocol: str | None = None,            # who is on which side, see `get_split`; the root's when absent
@@ -407,7 +407,7 @@ def leave_one_person_out(
     config: TrainConfig | None = None, # its defaults, when absent
     *,
     people: Sequence[str] = (),    # only these; everybody who has frames when absent
-    clips: int = 0,                # the first so many test clips by id; 0 for all
+    clips: int = 0,                # so many test clips; 0 for all
     max_clips: int | None = None,  # at most so many training clips a fold
     spec: FrameSpec | None = None, # which frames; the root's when absent
     workers: int = 1,              # cores that build

@@ -7,7 +7,7 @@ __all__ = ['ClipShown', 'clip_shown', 'in_words', 'answered_clip', 'session_text
 
 # %% ../nbs/03ea_illustrations.ipynb #05fe1580
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from .operations import Segment, Taxonomy
 from .results import MethodComparison, MethodPredictions, SessionPredictions, distinct_methods
 from .samplers import get_sampler
 from .sampling import SampledClip
+from .shards import Shards
 
 # %% ../nbs/03ea_illustrations.ipynb #482d2d3a
 @dataclass(frozen=True)
@@ -62,6 +63,14 @@ def _answering(comparison: MethodComparison) -> dict[str, MethodPredictions]:
     return shown | ({'a guess': guess} if guess else {})
 
 # %% ../nbs/03ea_illustrations.ipynb #fade185a
+def _held_frames(clip: Clip, spec: FrameSpec, held: Shards | None) -> tuple[np.ndarray, list[np.ndarray]]:
+    "Seconds and pictures of the frames that shards hold of a clip; none where they hold others."
+    alike = held is not None and replace(held.spec, context_seconds=0.) == replace(spec, context_seconds=0.)
+    if held is None or not alike or clip.id not in held.keys: return np.zeros(0), []
+    example = held[held.keys.index(clip.id)]
+    seen = [i for i, at in enumerate(example.indices) if at >= 0 or spec.context_seconds]
+    return clip.start + np.asarray(example.indices)[seen]/clip.fps, [example.frames[i] for i in seen]
+
 def _frames_of(clip: Clip, spec: FrameSpec, session: Session | None) -> tuple[np.ndarray, list[np.ndarray]]:
     "Seconds and pictures of the frames that a model was shown; none where they cannot be cut again."
     nothing: tuple[np.ndarray, list[np.ndarray]] = (np.zeros(0), [])
@@ -77,13 +86,16 @@ def clip_shown(
     comparison: MethodComparison,
     frames: Mapping | None = None,           # how they were chosen, as `FrameSpec.to_dict` says it
     recorded: Sequence[Session] | None = None, # where they may be cut from
+    held: Shards | None = None,              # the split, which may hold them
 ) -> ClipShown | None: # None where no clip was asked about
     "The first clip, its answers and what the model saw of it."
     if (at := _first_clip(comparison)) is None: return None
     clip = comparison.clips[at]
     answers = {'true': clip.answer} | {name: m.answers[at] for name, m in _answering(comparison).items()}
     session = next((s for s in recorded or () if s.key == clip.session), None)
-    seconds, pictures = _frames_of(clip, FrameSpec.from_dict(dict(frames)), session) if frames else (np.zeros(0), [])
+    spec = FrameSpec.from_dict(dict(frames)) if frames else None
+    seconds, pictures = _held_frames(clip, spec, held) if spec else (np.zeros(0), [])
+    if spec and not pictures: seconds, pictures = _frames_of(clip, spec, session)
     return ClipShown(clip, comparison.taxonomy, answers, seconds, pictures)
 
 # %% ../nbs/03ea_illustrations.ipynb #3c222812

@@ -15,7 +15,7 @@ from .backbones import bundled_model, is_bundled, is_fingerprint, model_config
 from .basics import BadInput, json_hash
 from .borrowed import model_here
 from .dataset import build
-from .evaluation import evaluate, holds_frames, sessions_of_split
+from .evaluation import boundary_keys, evaluate, holds_frames, sessions_of_split
 from .report import save_result
 from .results import Result
 from .runtime import Runtime, is_named
@@ -88,7 +88,7 @@ def judge_here(
     data: str | None = None,    # as in `tested_here`
     adapter: str | None = None, # as in `adapter_here`
     model: str | None = None,   # as in `adapter_here`
-    clips: int = 30,            # the first so many boundary clips; all, where there are fewer
+    clips: int | None = None,   # so many boundary clips, all where there are fewer; `usual_clips` when absent
     max_sessions: int = 4,      # whole sessions that are asked about; 0 for all
     max_clips: int | None = None,
 ) -> tuple[Result, list[Session] | None]: # and the recordings of whole sessions, where they are attached
@@ -96,9 +96,9 @@ def judge_here(
     base, found = adapter_here(place, adapter, model)
     shards, root = tested_here(place, found, data, max_clips)
     test = find_split(shards, 'test')
-    enough = sum(key[-1] in 'abc' for key in test.keys) >= clips and not any(test.lacking.values())
-    result = evaluate(shards, base, [found], clips=clips if enough else 0, root=root, max_sessions=max_sessions,
+    fewer = clips is not None and (len(boundary_keys(test)) < clips or any(test.lacking.values()))
+    result = evaluate(shards, base, [found], clips=0 if fewer else clips, root=root, max_sessions=max_sessions,
                       grammar=found.grammar is not None)
     recorded = sessions_of_split(root, test, max_sessions) if root else None
-    save_result(result, place.work/'report', recorded=recorded)
+    save_result(result, place.work/'report', recorded=recorded, held=test)
     return result, recorded

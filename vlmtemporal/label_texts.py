@@ -569,8 +569,9 @@ def _table(file: RawFile) -> Table:
     while header and not header[-1] and not any(''.join(cells[len(header) - 1:]) for _, cells in body): header.pop()
     for where, cells in body:
         if any(cells[len(header):]):
+            mark = {'\t': 'tab', ';': 'semicolon', ',': 'comma'}.get(mark := _separator(file.text), mark)
             raise BadInput(f'{len(cells)} fields where the header has {len(header)}', where,
-                           'put a text with a comma into quotes')
+                           f'fields are parted by a {mark}: mend a time that holds one, put a text into quotes')
     rows = tuple((where, (*cells[:len(header)], *['']*(len(header) - len(cells)))) for where, cells in body)
     return Table(tuple(header), named, rows, tuple(notes))
 

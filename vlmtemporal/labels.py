@@ -7,11 +7,12 @@ __all__ = ['FORMATS', 'WRITERS', 'SUFFIXES', 'read_labels', 'Timeline', 'write_e
            'write_webvtt', 'write_csv', 'write_labels']
 
 # %% ../nbs/01g_labels.ipynb #1157ce45
-import csv, html, io, itertools, math, mimetypes, unicodedata
+import csv, html, io, itertools, math, mimetypes, os, unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from . import label_texts, label_tools # noqa: F401 (their readers)
 from .basics import BadInput, atomic_path, shown, write_json, write_text
@@ -192,6 +193,13 @@ def _lanes(segments: Sequence[Segment]) -> list[list[Segment]]:
 # %% ../nbs/01g_labels.ipynb #a0892135
 def _millis(seconds: float) -> int: return round(seconds*1000)
 
+def _elan_media(path: Path, media: str) -> tuple[str, str]: # from anywhere, and from where the file lies
+    "A video's place as ELAN writes it: as a URL, and from the folder of the .eaf, both with % as URLs need it."
+    if not Path(media).is_absolute(): return media, f'./{Path(media).name}'
+    try: near = Path(os.path.relpath(media, path.resolve().parent)).as_posix()
+    except ValueError: near = Path(media).name # another drive
+    return Path(media).as_uri(), quote(near if near.startswith('../') else f'./{near}')
+
 def write_elan(path: Path, timeline: Timeline):
     "ELAN's `.eaf`, with the tier `operations`."
     eaf = extra('pympi', path).Elan.Eaf(author='vlmtemporal')
@@ -203,7 +211,8 @@ def write_elan(path: Path, timeline: Timeline):
             eaf.add_annotation(tier, start, max(_millis(s.end), start + 1), s.operation)
     eaf.remove_tier('default')
     kind = mimetypes.guess_type(timeline.media)[0] or 'video/mp4'
-    eaf.add_linked_file(timeline.media, relpath=f'./{Path(timeline.media).name}', mimetype=kind)
+    place, near = _elan_media(path, timeline.media)
+    eaf.add_linked_file(place, relpath=near, mimetype=kind)
     with atomic_path(path) as tmp:
         tmp.unlink()
         eaf.to_file(str(tmp))

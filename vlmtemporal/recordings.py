@@ -21,7 +21,7 @@ from rapidfuzz.distance import OSA
 
 from .basics import BadInput, VLMTemporalWarning, markdown_table, progress, shown, write_text
 from .frames import DEFAULT_SAMPLER, FrameSpec, clip_frames
-from .label_rows import READERS, Label, LabelFile, counted, listed
+from .label_rows import LEFT_OUT, READERS, Label, LabelFile, counted, listed
 from .labels import read_labels
 from .openpack import check_annotated, check_level, default_protocol, get_split as openpack_split
 from .openpack import session_of as openpack_session_of, sessions as openpack_sessions
@@ -29,7 +29,7 @@ from .operations import (BUILT_IN, Operation, Segment, Taxonomy, YamlSource, che
                                     name_key, read_yaml)
 from .remote_files import above, address, at_hand, inside, place_of, plain, url_of
 from .sessions import (BEYOND, OVERLAPS, SPLIT_NAMES, Resolved, Session, by_turns, check_rule, check_split,
-                                  fitted, lacking_labels, resolve, shared_people_warning)
+                                  fitted, lacking_labels, resolve, shared_people_warning, unlabelled_note)
 from .sources import VideoInfo
 from .video import open_video, parse_stamp
 
@@ -248,11 +248,15 @@ def _project(d: Any, source: YamlSource, path: Path) -> Project:
     return project
 
 # %% ../nbs/01h_recordings.ipynb #cc0d871a
+_UNNAMED = 'unknown' # and a number: a person of whom nobody says who it is
+
+def _is_unnamed(subject: str) -> bool: return bool(re.fullmatch(rf'{_UNNAMED}_\d+', subject))
+
 def propose_split(
     recordings: Sequence[Recording],
 ) -> dict[str, tuple[str, ...]]: # side -> people, or recordings
     "By person where three or more are known, else by recording; of two, one trains and one tests."
-    people = sorted({r.subject for r in recordings})
+    people = sorted({r.subject for r in recordings if not _is_unnamed(r.subject)})
     units = people if all(people) and len(people) >= 3 else sorted(r.id for r in recordings)
     n = len(units)
     test, val = max(round(n*.2), 1) if n > 1 else 0, max(round(n*.1), 1) if n > 2 else 0
@@ -350,14 +354,17 @@ def _segment(row: Label, offset: float, taxonomy: Taxonomy) -> Segment:
     raise BadInput(f'the label {shown(row.name)} is not in the taxonomy {taxonomy.name}', row.where,
                    f'add it there, or as one of the `aliases`; {_near(row.name, taxonomy.names)}')
 
-def _notes(found: Resolved, dropped: Sequence[str], nameless: int) -> tuple[str, ...]:
+def _notes(found: Resolved, dropped: Sequence[str], nameless: int, null: str) -> tuple[str, ...]:
     "What was done to the labels of a recording, a sentence each."
     said = []
     if found.overlaps:
         gone = f', nothing is left of {len(found.gone)}' if found.gone else ''
         said.append(f'{found.overlaps} neighbouring labels overlap, {found.seconds:.1f} s in all: {found.rule}{gone}')
-    if dropped: said.append(f'{len(dropped)} labels end before they start, or when they do: {", ".join(dropped[:5])}')
-    if nameless: said.append(f'{nameless} labels have no name and count as unlabelled')
+    if dropped:
+        one = len(dropped) == 1
+        it = 'label ends before it starts, or when it does' if one else 'labels end before they start, or when they do'
+        said.append(f'{len(dropped)} {it}, left out ({listed(list(dropped))}): the time counts as {null}')
+    if nameless: said.append(f'{counted(nameless, "label has", "labels have")} no name: the time counts as {null}')
     return tuple(said)
 
 # %% ../nbs/01h_recordings.ipynb #58b7bee8
@@ -412,7 +419,7 @@ def _session(project: Project, r: Recording, files: _Files) -> Session:
     wheres = [row.where or f'{timed.path}, label {i + 1}' for i, row in enumerate(rows)]
     found = resolve(segments, project.overlaps, wheres)
     dropped = [row.where for row in timed.dropped]
-    notes = _notes(found, dropped, len(timed.rows) - len(rows))
+    notes = _notes(found, dropped, len(timed.rows) - len(rows), project.taxonomy.null)
     overlaps = found.to_dict() | dict(empty=len(dropped)) if found.overlaps or found.rounded or dropped else {}
     return Session(r.subject if project.by_person else r.id, r.id, project.taxonomy, _rounded(found.segments), (), 0.,
                    video, timed.path, notes, overlaps, bounded=True)
@@ -459,6 +466,9 @@ def sessions(
     try: return openpack_sessions(root, tuple(subjects) if subjects else None)
     except BadInput as e:
         if e.what != 'holds no session': raise
+        if any((root/side/'index.json').is_file() for side in ('.', *SPLIT_NAMES)):
+            raise BadInput('holds shards, which `build` wrote, and no recordings', root,
+                           'give the folder that they were built from') from None
         fix = f'make a {FILE} with `vlmtemporal init {root}`; or lay it out as OpenPack: {e.fix}'
         raise BadInput(f'holds neither a {FILE} nor sessions of OpenPack', root, fix) from None
 
@@ -608,6 +618,11 @@ class _Match:
     called: str        # by the labels file; '' when it is about one recording
     rows: tuple[Label, ...]
     video: Path | None
+    table: '_Match | None' = None # rows of a table about many videos, in whose place these are
+    @property
+    def people(self) -> set[str]:
+        "Who is filmed, as the rows say it; as the table's do where these say nothing."
+        return {r.subject for r in self.rows} - {''} or (self.table.people if self.table else set())
     @property
     def stem(self) -> str:
         "What it is called, by its video, the file, or the file's name."
@@ -625,13 +640,34 @@ def _matches(read: Sequence[LabelFile], videos: Sequence[Path]) -> list[_Match]:
             out.append(_Match(labels, called, tuple(rows), video))
     return out
 
+# %% ../nbs/01h_recordings.ipynb #ae47ef3d
+def _is_own(m: _Match) -> bool:
+    "Is the labels file about this video alone, and called like it?"
+    return m.video is not None and len(m.labels.recordings) == 1 and _same(m.labels.path.stem) == _same(m.video.name)
+
+def _is_table(m: _Match) -> bool: return len(m.labels.recordings) > 1
+
+def _specific(matches: Sequence[_Match], folder: Path) -> tuple[list[_Match], list[str]]: # and what was decided
+    "Of each video the labels of the one file that is called like it, where the others are tables about many videos."
+    of: dict[Path | None, list[_Match]] = {}
+    for m in matches: of.setdefault(m.video, []).append(m)
+    out, said = [], []
+    for m in matches:
+        own, tables = [x for x in of[m.video] if _is_own(x)], [x for x in of[m.video] if _is_table(x)]
+        if len(own) != 1 or not tables or len(of[m.video]) > 1 + len(tables): out.append(m)
+        elif own[0] is m:
+            out.append(replace(m, table=tables[0]))
+            names = [x.labels.path.relative_to(folder).as_posix() for x in (m, *tables)]
+            said.append(f'{names[0]} is named like its video, so its labels count for it, not those in '
+                        f'{" and ".join(names[1:])}')
+    return out, said
+
 # %% ../nbs/01h_recordings.ipynb #12cf9d7c
 _MARK = re.compile(r'(p|s|u|sub|subj|subject|person|user|participant|worker|operator|op)[-_ ]?\d+', re.IGNORECASE)
 
 def _by_column(matches: Sequence[_Match]) -> list[str]:
     "The person of each recording whose labels name just one."
-    named = [{row.subject for row in m.rows} for m in matches]
-    return [next(iter(who)) if len(who) == 1 else '' for who in named]
+    return [next(iter(m.people)) if len(m.people) == 1 else '' for m in matches]
 
 def _by_folder(matches: Sequence[_Match], folder: Path) -> list[str]:
     "The first folder on the way down at which recordings differ."
@@ -650,13 +686,48 @@ def _by_name(matches: Sequence[_Match]) -> list[str]:
     return [p[0] for p in pieces] if alike else ['']*len(pieces)
 
 # %% ../nbs/01h_recordings.ipynb #e668ac40
+def _completed(named: Sequence[str], marks: Sequence[str]) -> list[str]:
+    "The people who are named, the others by their marks; as they are where marks do not tell the named ones apart."
+    pairs = {(mark, _slug(who)) for mark, who in zip(marks, named, strict=True) if who}
+    apart = len({mark for mark, _ in pairs}) == len(pairs) == len({who for _, who in pairs}) > 1
+    if not apart: return list(named)
+    known = dict(pairs)
+    return [who or known.get(mark, mark) for mark, who in zip(marks, named, strict=True)]
+
+def _piece(matches: Sequence[_Match], named: Sequence[str]) -> list[str]:
+    "Of each name the piece in whose place the named people stand in theirs; empty texts where there is no such place."
+    pieces = [re.split(r'[\s_.-]+', m.stem) for m in matches]
+    least = min((len(p) for p, who in zip(pieces, named, strict=True) if who), default=0)
+    for at in (-1, 0, -2, 1, -3, 2):
+        found = [p[at] if len(p) >= least and -len(p) <= at < len(p) else '' for p in pieces]
+        there = [(_slug(who), _slug(mark)) for who, mark in zip(named, found, strict=True) if who]
+        if not there or any(name_key(who) != name_key(mark) for who, mark in there): continue
+        numbers = any(mark.isdecimal() for _, mark in there)
+        return [mark if numbers or not mark.isdecimal() else '' for mark in found]
+    return ['']*len(matches)
+
+def _by_labels(matches: Sequence[_Match], folder: Path) -> list[str]:
+    "The people whom labels name, and the others as far as names or folders say who they are."
+    named = _by_column(matches)
+    for marks in (_piece(matches, named), _by_folder(matches, folder)): named = _completed(named, marks)
+    return [_slug(who) if who else '' for who in named]
+
+# %% ../nbs/01h_recordings.ipynb #8f71183c
+def _stand_ins(people: Sequence[str]) -> list[str]:
+    "The same, whoever is unknown under a name of their own, where three are known and the split can be by person."
+    if len({*people} - {''}) < 3: return list(people)
+    numbers = iter(range(1, len(people) + 1))
+    return [who or f'{_UNNAMED}_{next(numbers)}' for who in people]
+
 def _people(matches: Sequence[_Match], folder: Path) -> tuple[list[str], str]: # of each, and how it is known
     "Who is filmed in each recording; empty texts when nobody knows."
-    ways = ((_by_column(matches), 'the labels name them'),
-            (_by_folder(matches, folder), 'the folders are taken for people'),
+    column, told = _by_column(matches), _by_labels(matches, folder)
+    named = 'the labels name them' if all(column) else 'the labels name some, the videos the others as they name these'
+    ways = ((told, named), (_by_folder(matches, folder), 'the folders are taken for people'),
             (_by_name(matches), 'the names begin with them'))
     for people, how in ways:
         if all(people) and len(set(people)) > 1: return [_slug(p) for p in people], how
+    if len({*told} - {''}) > 1: return _stand_ins(told), 'the labels name them, but not all'
     return ['']*len(matches), 'nobody says who is filmed'
 
 # %% ../nbs/01h_recordings.ipynb #50efaa2d
@@ -682,6 +753,12 @@ def taxonomy_of(
     return Taxonomy(name, tuple(Operation(i + 1, n) for i, n in enumerate(rows)), null or 'Nothing')
 
 # %% ../nbs/01h_recordings.ipynb #3476175a
+def _set_aside(paths: Iterable[Path]):
+    "Rename what is there, over nothing: FILE.old, FILE.old2 and so on."
+    for path in (p for p in paths if p.exists()):
+        names = (path.with_name(f'{path.name}.old{n if n > 1 else ""}') for n in range(1, 10**6))
+        path.rename(next(p for p in names if not p.exists()))
+
 @dataclass(frozen=True, repr=False)
 class Proposal:
     "What `init` understood of a folder."
@@ -691,6 +768,8 @@ class Proposal:
     said: tuple[str, ...]       # how people, split and taxonomy were found
     questions: tuple[str, ...]  # what is open
     problems: tuple[str, ...]   # what must be mended first
+    fresh: bool = False         # are files that are there set aside?
+    made: bool = False          # is the taxonomy made of the labels, or one that knows them all?
     def __repr__(self): return f'{len(self.rows)} recordings, {len(self.problems)} problems'
     def _repr_markdown_(self) -> str:
         parts = [markdown_table(list(self.head), [list(r) for r in self.rows]), '\n'.join(f'- {s}' for s in self.said)]
@@ -701,8 +780,9 @@ class Proposal:
         "Write recordings.yaml, and taxonomy.yaml where it is needed and not there. Raises `BadInput` for problems."
         path = self.project.path
         if self.problems: raise BadInput(self.problems[0], None, None)
-        if path.exists(): raise _already(path.parent)
+        if path.exists() and not self.fresh: raise _already(path.parent)
         vocabulary = path.parent/self.project.vocabulary
+        if self.fresh: _set_aside([path] + ([path.parent/'taxonomy.yaml'] if self.made else []))
         new = [vocabulary] if self.project.vocabulary not in BUILT_IN and not vocabulary.exists() else []
         if new: self.project.taxonomy.save(vocabulary)
         write_text(path, project_text(self.project, self.questions))
@@ -764,8 +844,9 @@ def project_text(
     kind = 'people' if project.by_person else 'recordings, which may show one person on two sides'
     split = '\n'.join(f'  {side}: {_list(names, "    ")}' for side, names in project.split.items())
     recordings = '\n'.join(_line(r) for r in project.recordings)
+    rules = ', '.join(OVERLAPS).replace('later wins', 'later wins (that which begins later)')
     text = _TEXT.format(built_in=' or '.join(BUILT_IN), vocabulary=_scalar(project.vocabulary), kind=kind,
-                        rules=', '.join(OVERLAPS), overlaps=project.overlaps, c=project.clips, split=split,
+                        rules=rules, overlaps=project.overlaps, c=project.clips, split=split,
                         recordings=recordings)
     asked = ''.join('# ? ' + ''.join(c if c.isprintable() else ' ' for c in q) + '\n' for q in questions)
     return text + (f'\n# open questions:\n{asked}' if asked else '')
@@ -804,28 +885,30 @@ def _entries(matches: Sequence[_Match], people: Sequence[str], folder: Path, fps
 # %% ../nbs/01h_recordings.ipynb #1ee76946
 _HEAD = 'recording', 'person', 'video', 'lasts', 'labels', 'format', 'labels found', 'from, to', 'overlaps'
 
-def _row(project: Project, r: Recording, files: _Files) -> tuple[tuple[str, ...], Session]:
+def _row(project: Project, r: Recording, files: _Files) -> tuple[tuple[str, ...], Session, float]: # lasts, seconds
     "What is shown of a recording. Raises `BadInput` when it cannot be used."
     s = _session(project, r, files)
     info = _info(s.source) if s.source else None
-    if info: fitted(s, info.duration)
+    if info: s = fitted(s, info.duration)
     lasts = f'{info.duration:.1f} s, {info.width}x{info.height}, {info.fps:g} fps' if info else ''
     labels = _timed(r, files)
     n = str(sum(1 for row in labels.rows if row.name))
     span = f'{s.segments[0].start:.1f} s, {s.segments[-1].end:.1f} s'
-    return (r.id, r.subject or '?', r.video or 'none', lasts, r.labels, labels.format, n, span,
-            str(s.overlaps.get('overlaps', 0))), s
+    who = '?' if _is_unnamed(r.subject) else r.subject or '?'
+    return (r.id, who, r.video or 'none', lasts, r.labels, labels.format, n, span,
+            str(s.overlaps.get('overlaps', 0))), s, info.duration if info else 0.
 
-def _table(project: Project) -> tuple[list[tuple[str, ...]], list[Session], list[str]]:
-    "All rows, their sessions, and what is wrong."
-    rows, found, problems, files = [], [], [], _Files(project)
+def _table(project: Project) -> tuple[list[tuple[str, ...]], list[Session], list[float], list[str]]:
+    "All rows, their sessions, how long their videos last, and what is wrong."
+    rows, found, lasts, problems, files = [], [], [], [], _Files(project)
     for r in progress(project.recordings, 'looking'):
-        try: row, session = _row(project, r, files)
+        try: row, session, seconds = _row(project, r, files)
         except BadInput as e: problems.append(str(e))
         else:
             rows.append(row)
             found.append(session)
-    return rows, found, problems
+            lasts.append(seconds)
+    return rows, found, lasts, problems
 
 # %% ../nbs/01h_recordings.ipynb #8a01401e
 def _about_rates(matches: Sequence[_Match], entries: Sequence[Recording]) -> list[str]:
@@ -866,10 +949,38 @@ def _about_spelling(read: Sequence[LabelFile], taxonomy: Taxonomy, folder: Path)
         if not near: continue
         other = max(near, key=lambda n: len(places[n]))
         asked.append(f'`{name}` ({counted(len(rare), "row")}, {listed(rare)}) is nearly `{other}` '
-                     f'({len(places[other])} rows): the same? Then mend it there and in taxonomy.yaml, '
-                     'or make it an alias')
+                     f'({len(places[other])} rows): the same? Then mend it there and say '
+                     '`init --fresh`, or make it an alias in taxonomy.yaml')
     return asked
 
+
+# %% ../nbs/01h_recordings.ipynb #c1e5034e
+def _about_built_in(project: Project, read: Sequence[LabelFile]) -> list[str]:
+    "A question where a taxonomy of the package knows every label but some that are nearly its own."
+    words = _words(read)
+    for known in BUILT_IN.values():
+        odd = {n: next((k for k in known.names if _slip(n, k)), '') for n in words if not known.by_name(n)}
+        if len(odd) > len(words)/4 or not all(odd.values()): continue
+        slips = ', '.join(f'`{n}`, nearly its `{k}`' for n, k in odd.items())
+        return [f'the taxonomy {known.name} knows every label but {slips}: mend that and say `init --fresh`, and '
+                f'{known.name} is taken, whose null is {known.null}; of the one that is made now it is '
+                f'{project.taxonomy.null}']
+    return []
+
+# %% ../nbs/01h_recordings.ipynb #a495d45e
+def _about_people(recordings: Sequence[Recording]) -> list[str]:
+    "Questions about whoever is filmed in a recording of which nobody says it."
+    return [f'{r.id}: nobody says who is filmed, so it is on no side: write a name for `{r.subject}`; a new one under '
+            '`split:`, too' for r in recordings if _is_unnamed(r.subject)]
+
+def _about_times(read: Sequence[LabelFile], null: str, folder: Path, most: int = 8) -> list[str]:
+    "Questions about rows that end before they start, or when they do."
+    asked = [f'{row.where.removeprefix(f"{folder}/")}: {shown(row.name)} ends '
+             f'{"before" if row.end < row.start else "when"} it starts ({row.start:.10g} to {row.end:.10g} '
+             f'{labels.unit}), so it is left out and the time counts as {null}: mend the row'
+             for labels in read for row in labels.dropped if row.start > 0 or row.end > 0]
+    more = [f'{len(asked) - most} more rows end before they start, or when they do'] if len(asked) > most else []
+    return asked[:most] + more
 
 # %% ../nbs/01h_recordings.ipynb #235543a5
 def _first_overlaps(project: Project, found: Sequence[Session], most: int = 3) -> list[str]:
@@ -891,12 +1002,20 @@ def _left_over(matches: Sequence[_Match], videos: Sequence[Path], folder: Path) 
     if videos:
         unseen = [(m.labels.path.relative_to(folder), m.called or 'it') for m in matches if m.video is None]
         questions += [f'{path}: no video was found for {called}; name them alike' for path, called in unseen]
-    problems = []
+    several: dict[tuple[str, ...], list[str]] = {}
     for v in (v for v, n in taken.items() if n > 1):
         both = sorted({m.labels.path.relative_to(folder).as_posix() for m in matches if m.video == v})
-        problems.append(f'{v.relative_to(folder)}: has labels in {" and ".join(both)}; remove all but one'
-                        if len(both) > 1 else f'{v.relative_to(folder)}: {both[0]} has several recordings of this name')
-    return questions, problems
+        several.setdefault(tuple(both), []).append(v.relative_to(folder).as_posix())
+    tables = {m.labels.path.relative_to(folder).as_posix() for m in matches if m.called} # they say which video is meant
+    return questions, [_claimed(videos, both, tables) for both, videos in several.items()]
+
+def _claimed(videos: Sequence[str], files: Sequence[str], tables: set[str]) -> str:
+    "The complaint about videos that have labels in several files, or twice in one; `tables` have a column for them."
+    some = ', '.join(videos[:3]) + (f' and {len(videos) - 3} more' if len(videos) > 3 else '')
+    one = len(videos) == 1
+    if len(files) == 1: return f'{some}: {files[0]} has several recordings of {"this name" if one else "these names"}'
+    fix = 'put the rows into one file, each once' if tables >= set(files) else 'remove all but one'
+    return f'{some}: {"has" if one else "have"} labels in {" and ".join(files)}; {fix}'
 
 def _about_overlaps(project: Project, found: Sequence[Session], files: Sequence[LabelFile], total: int) -> list[str]:
     "Questions about labels, so many in all, that overlap."
@@ -905,7 +1024,7 @@ def _about_overlaps(project: Project, found: Sequence[Session], files: Sequence[
     first = '; '.join(_first_overlaps(project, found))
     asked = [f'{n} of {counted(total, "label")} {"overlaps" if n == 1 else "overlap"} the one before, {seconds:.1f} s '
              f'in all, which `refuse` refuses ({first}): mend the times, '
-             f'or write `overlaps:` {", ".join(OVERLAPS[1:])}']
+             f'or write `overlaps:` {", ".join(OVERLAPS[1:])} (later: begun later; page 1b explains them)']
     tracks = {f.path.name: ', '.join(map(shown, f.tracks)) for f in files if len(f.tracks) > 1}
     return asked + [f'{name}: has the tracks {several}; name those that count with `track:`'
                     for name, several in tracks.items()][:6]
@@ -930,7 +1049,7 @@ def _sides(project: Project, found: Sequence[Session]) -> dict[str, list[Session
 
 def _said(project: Project, found: Sequence[Session], how: str) -> list[str]:
     "How people, split and taxonomy were found."
-    people = sorted({r.subject for r in project.recordings} - {''})
+    people = sorted({r.subject for r in project.recordings if not _is_unnamed(r.subject)} - {''})
     who = f'{len(people)} people ({how}): {", ".join(people[:12])}' if people else f'people: {how}'
     n, kind = len(project.recordings), 'person' if project.by_person else 'recording'
     why = '' if project.by_person else ', as at least three people are needed to split by person'
@@ -953,32 +1072,37 @@ def _file_notes(read: Sequence[LabelFile]) -> list[str]:
     "The notes of all labels files, each once."
     by_note: dict[str, list[str]] = {}
     for labels in read:
-        for note in labels.notes: by_note.setdefault(note, []).append(labels.path.name)
+        for note in (n for n in labels.notes if not n.endswith(LEFT_OUT)):
+            by_note.setdefault(note, []).append(labels.path.name)
     return [f'{names[0]}{f" and {len(names) - 1} more" if len(names) > 1 else ""}: {note}'
             for note, names in by_note.items()][:20]
 
 # %% ../nbs/01h_recordings.ipynb #eb17c247
 def _already(folder: Path) -> BadInput:
     "The complaint about a folder that is a project already."
-    both = '; taxonomy.yaml stays and is used again, unless you remove it, too'
-    fix = f'change it by hand, or remove it to begin anew{both if (folder/"taxonomy.yaml").exists() else ""}'
+    both = (folder/'taxonomy.yaml').exists()
+    fix = 'change it by hand, such as `labels:` where a recording has another file now; or say --fresh: '
+    fix += f'{FILE} and taxonomy.yaml are made of the labels anew, and the old ones stay as {FILE}.old and ' \
+        'taxonomy.yaml.old' if both else f'it is made of the labels anew, and the old one stays as {FILE}.old'
     return BadInput('is there already', folder/FILE, fix)
 
-def _check_folder(folder: Path):
+def _check_folder(folder: Path, fresh: bool = False):
     "Refuse what cannot become a project."
     if not folder.is_dir(): raise BadInput('no such folder', folder, 'give the folder of your videos and labels')
-    if (folder/FILE).exists(): raise _already(folder)
+    if (folder/FILE).exists() and not fresh: raise _already(folder)
     if any(folder.glob('U*/annotation/openpack-operations/S*.csv')):
         raise BadInput("is laid out as OpenPack's", folder, 'every command takes it as it is')
     check_level(folder)
 
-def _chosen_taxonomy(folder: Path, wanted: str | None, read: Sequence[LabelFile]) -> tuple[str, Taxonomy]:
+def _chosen_taxonomy(
+    folder: Path, wanted: str | None, read: Sequence[LabelFile], made: bool,
+) -> tuple[str, Taxonomy]:
     "The taxonomy by the name that the file gives it: the one that is wanted, or there, or fits, or is made."
     if wanted in BUILT_IN: return wanted, BUILT_IN[wanted] # type: ignore[index]
     name = wanted or 'taxonomy.yaml'
-    if wanted or (folder/name).exists(): return name, get_taxonomy(folder/name)
-    made = taxonomy_of(_words(read))
-    return (made.name if made.name in BUILT_IN else name), made
+    if not made: return name, get_taxonomy(folder/name)
+    found = taxonomy_of(_words(read))
+    return (found.name if found.name in BUILT_IN else name), found
 
 # %% ../nbs/01h_recordings.ipynb #6371eab3
 def look(
@@ -986,32 +1110,38 @@ def look(
     overlaps: str = 'refuse',     # the rule that the file shall have
     taxonomy: str | None = None,  # 'logistics', 'openpack', or a file in the folder; found or made when absent
     fps: float | None = None,     # frames a second of labels that count frames and do not say
+    fresh: bool = False,          # make recordings.yaml and taxonomy.yaml anew where they are there
 ) -> Proposal:
-    "What `init` would write. Raises `BadInput` for a folder without labels, or with a recordings.yaml."
+    "What `init` would write. Raises `BadInput` for a folder without labels, or with a recordings.yaml, if not `fresh`."
     folder = Path(folder)
-    _check_folder(folder)
+    _check_folder(folder, fresh)
     check_rule(overlaps, '--overlaps')
     files = _files_of(folder)
     videos = _videos(folder, files)
     read, problems, alone = _label_files(files, videos, fps)
-    matches = _matches(read, videos)
+    matches, ousted = _specific(_matches(read, videos), folder)
     questions, wrong = _left_over(matches, videos, folder)
     matches = [m for m in matches if m.video or not videos]
     if not matches: raise _nothing(folder, videos, read, problems, alone)
     people, how = _people(matches, folder)
     used = list({id(m.labels): m.labels for m in matches}.values())
-    vocabulary, words = _chosen_taxonomy(folder, taxonomy, used)
+    made = not taxonomy and (fresh or not (folder/'taxonomy.yaml').exists())
+    vocabulary, words = _chosen_taxonomy(folder, taxonomy, used, made)
     entries = tuple(_entries(matches, people, folder, fps))
     project = Project(folder/FILE, words, entries, propose_split(entries), vocabulary, overlaps)
     tried = replace(project, overlaps='later wins' if overlaps == 'refuse' else overlaps)
-    rows, found, bad = _table(tried)
-    said = _said(project, found, how) + _file_notes(used)
-    if not taxonomy and vocabulary not in BUILT_IN and (folder/vocabulary).exists():
+    rows, found, lasts, bad = _table(tried)
+    blank = '' if wrong or bad else unlabelled_note([(s, n) for s, n in zip(found, lasts, strict=True) if n])
+    said = _said(project, found, how) + ([blank] if blank else []) + ousted + _file_notes(used)
+    if not taxonomy and not made:
         said.append(f'{vocabulary} was there and is used as it is; remove it to have it made of the labels anew')
     if alone: said.append(f'left alone, as no reader of labels takes them: {"; ".join(alone[:5])}')
+    questions += _about_people(entries) + _about_times(used, words.null, folder)
     questions += (_about_rates(matches, entries) if fps is None else []) + _about_spelling(used, words, folder)
+    if made and vocabulary not in BUILT_IN: questions += _about_built_in(project, used)
     questions += _about_overlaps(project, found, used, sum(int(row[6]) for row in rows))
-    return Proposal(project, _HEAD, tuple(rows), tuple(said), tuple(questions), tuple([*problems, *wrong, *bad]))
+    return Proposal(project, _HEAD, tuple(rows), tuple(said), tuple(questions), tuple([*problems, *wrong, *bad]), fresh,
+                    made)
 
 # %% ../nbs/01h_recordings.ipynb #54ed017f
 def _nothing(folder: Path, videos: Sequence[Path], read: Sequence[LabelFile], problems: Sequence[str],
@@ -1027,14 +1157,18 @@ def _nothing(folder: Path, videos: Sequence[Path], read: Sequence[LabelFile], pr
     check_annotated(folder)
     table = next((said for said in alone if 'cannot be read as utf' in said), '')
     if table: return BadInput(table)
+    broken = next((said for said in alone if 'fields where the header has' in said), '')
+    broken = broken.removeprefix(f'{folder}/')
+    if broken: return BadInput(f'holds {n}, and labels that cannot be read yet', folder, broken)
     tried = f' (no labels: {alone[0]})' if alone else ''
     return BadInput(f'holds {n} and no labels{tried}', folder,
                     'put labels beside the videos: a CSV with the columns start, end and label will do')
 
 def init(
-    folder: str | Path, overlaps: str = 'refuse', taxonomy: str | None = None, fps: float | None = None, # as `look`
+    folder: str | Path, overlaps: str = 'refuse', taxonomy: str | None = None, fps: float | None = None,
+    fresh: bool = False, # all as `look`
 ) -> Proposal:
     "Look at a folder and write its recordings.yaml. Raises `BadInput`, and writes nothing, when there are problems."
-    proposal = look(folder, overlaps, taxonomy, fps)
+    proposal = look(folder, overlaps, taxonomy, fps, fresh)
     proposal.save()
     return proposal

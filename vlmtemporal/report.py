@@ -26,6 +26,7 @@ from .operations import Segment
 from .results import (MethodComparison, MethodPredictions, Result, SessionPredictions, Table,
                                  anticipation_table, class_table, distinct_methods, format_interval, format_number,
                                  mistakes, score_table, swaps_over)
+from .shards import Shards
 from .statistics import count_of, smallest_p
 
 # %% ../nbs/03f_report.ipynb #f52e47da
@@ -227,18 +228,20 @@ def write_report(
 # %% ../nbs/03f_report.ipynb #1afff95a
 def short_section(
     comparison: MethodComparison,
-    *more: Block, # below the answers
+    *more: Block,     # below the answers
+    sample: str = '', # above them: that these are not all clips
 ) -> Section:
     "What is read first: the three sentences; nothing of them where no guess is among the methods."
     found = comparison.findings
+    first: list[Block] = [Text(sample)] if sample else []
     said: list[Block] = [Answers(found.sentences), Text(found.note, small=True)] if found else []
-    return Section('', [*said, *more])
+    return Section('', [*first, *said, *more])
 
-def _pictures(result: Result, recorded: list[Session] | None) -> Iterator[Block]:
+def _pictures(result: Result, recorded: list[Session] | None, held: Shards | None) -> Iterator[Block]:
     "What the model saw of one clip, and one session against its timeline."
     made = result.provenance
     asked = next((t['frames'] for t in made.training.values() if t.get('frames')), made.data.get('frames'))
-    if shown := clip_shown(result.comparison, asked, recorded):
+    if shown := clip_shown(result.comparison, asked, recorded, held):
         yield Figure(shown.picture(), shown.text, shown.picture(4, 4.4))
         yield Text(shown.caption, small=True)
     if result.sessions:
@@ -500,10 +503,11 @@ def result_sections(
     result: Result,
     recorded: list[Session] | None = None, # the tested sessions: annotation, and recordings to show frames of
     more: Sequence[Section] = (),          # sections of one's own, before where the numbers come from
+    held: Shards | None = None,            # the split that was asked about, to show frames of
 ) -> list[Section]:
     "The sections of a report on an evaluation."
     comparison = result.comparison
-    short = short_section(comparison, *_pictures(result, recorded))
+    short = short_section(comparison, *_pictures(result, recorded, held), sample=result.sample)
     methods, *others = comparison_sections(comparison, recorded)
     whole = [_sessions_section(result.sessions)] if result.sessions else []
     said = [Text(note) for note in result.notes]
@@ -516,9 +520,10 @@ def save_result(
     out: str | Path,                       # gets results.json, report.html, report.md and the pictures
     sections: Sequence[Section] = (),      # more sections for the report, shown after its own
     recorded: list[Session] | None = None, # the tested sessions: annotation, and recordings to show frames of
+    held: Shards | None = None,            # the split that was asked about, to show frames of
 ) -> Path:                                 # report.html
     "Write the pages and then the numbers: where there is a results.json, everything is there."
     warning = 'Predictions or truths were changed after the run that made them.' if result.changed else None
-    page = write_report(out, result.title, result_sections(result, recorded, sections), warning)
+    page = write_report(out, result.title, result_sections(result, recorded, sections, held), warning)
     write_json(Path(out)/'results.json', result.to_dict())
     return page

@@ -97,7 +97,7 @@ class Provenance:
     commit: str | None # '+' when the working copy had changes; None when the code is an installed package
     seed: int
     decoder: str
-    data: dict         # config, split, sampler, people; shards and sessions: name -> SHA-256; clips: their ids
+    data: dict         # config, split, people, boundary_clips; shards and sessions: name -> SHA-256; clips: their ids
     model: dict        # name, fingerprint; weights: file -> SHA-256, or the Hub's revision
     adapters: dict     # adapter -> SHA-256 of its weights
     training: dict     # the same -> what the adapter remembers: its seed, steps, people, versions
@@ -501,6 +501,10 @@ class Result(_Evaluation):
     def title(self) -> str:
         "What was asked, of how many clips of whom, and whether they were changed."
         return _title(self)
+    @property
+    def sample(self) -> str:
+        "A sentence where not all clips of the test split were asked about; empty where they were, or nobody knows."
+        return _sample(self)
     def to_dict(self) -> dict:
         "The shape of `results.json`."
         return _result_to_dict(self)
@@ -552,9 +556,19 @@ def _title(r: Result) -> str:
     question = 'Did fine-tuning help?' if len(r.models) > 1 else 'What does the model know?'
     subjects = sorted({_subject(c.session) for c in r.clips})
     named = f' ({", ".join(subjects)})' if 0 < len(subjects) <= 4 else ''
-    clips = count_of(sum(c.kind != 'anticipation' for c in r.clips), 'clips')
+    n, there = _asked_of(r)
+    clips = f'{n} of {there} clips' if n < there else count_of(n, 'clips')
     title = f'{question} A test on {clips} of {_people(len(subjects))}{named}'
     return f'CHANGED BY HAND: {title}' if r.changed else title
+
+def _asked_of(r: Result) -> tuple[int, int]:
+    "How many clips were asked about, and how many boundary clips the test split has, as far as the file knows."
+    n = sum(c.kind != 'anticipation' for c in r.clips)
+    return n, r.provenance.data.get('boundary_clips') or n
+
+def _sample(r: Result) -> str:
+    n, there = _asked_of(r)
+    return f"Asked about {n} of the test split's {there} clips: `--clips 0` asks about all." if n < there else ''
 
 def _people(n: int) -> str: return 'one person' if n == 1 else count_of(n, 'people')
 
@@ -562,7 +576,8 @@ def _people(n: int) -> str: return 'one person' if n == 1 else count_of(n, 'peop
 def _result_markdown(r: Result) -> str:
     c = r.comparison
     inner, ahead = len(c.blocks['inner boundary']), anticipation_table(c)
-    parts = [c.findings._repr_markdown_()] if c.findings else []
+    parts = [r.sample] if r.sample else []
+    parts += [c.findings._repr_markdown_()] if c.findings else []
     parts += [score_table(c)._repr_markdown_()]
     if ahead: parts += ['What comes next:', ahead._repr_markdown_()]
     parts += [f'The {inner} clips with an inner boundary:', score_table(c, 'inner boundary')._repr_markdown_()]

@@ -528,11 +528,15 @@ def _spreading(base: Any) -> type:
     return Spreading
 
 # %% ../nbs/02h_trainer.ipynb #7e63d28c
+class _WithoutCard:
+    "Writes no README beside checkpoints: TRL's knows neither the base nor the data."
+    def create_model_card(self, *args, **kwargs): pass
+
 def _trainer_class(shards: Shards, out: Path, config: TrainConfig, memory: TowerMemory | None) -> type:
     "`SFTTrainer` that knows which examples its current step has seen, and whose checkpoints are whole or absent."
     from trl import SFTTrainer
     base: Any = _spreading(SFTTrainer) if sharded() else SFTTrainer
-    class Trainer(base):
+    class Trainer(_WithoutCard, base):
         rows: list = []
         data_collator: Any
         accelerator: Any
