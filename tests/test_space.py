@@ -67,7 +67,8 @@ def test_it_starts_alone(space, libs, tmp_path, video):
     there, temporary, port = tmp_path/'copy', tmp_path/'tmp', free_port()
     shutil.copytree(space, there)
     temporary.mkdir()
-    env = environment(PYTHONPATH=str(libs), GRADIO_SERVER_PORT=str(port), HOME=str(temporary), TMPDIR=str(temporary))
+    env = environment(PYTHONPATH=str(libs), GRADIO_SERVER_PORT=str(port), HOME=str(temporary), TMPDIR=str(temporary),
+                      PYTHONWARNINGS='default')
     before = {p for p in there.rglob('*') if '__pycache__' not in p.parts}
     server = subprocess.Popen([sys.executable, there/'app.py'], cwd=tmp_path, env=env, text=True,
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -69,7 +69,7 @@ _APP = '''\
 
 It listens on all addresses of the machine, as a Space must; VLMTEMPORAL_SERVE_HOST=127.0.0.1 is for this machine
 alone, VLMTEMPORAL_SERVE_KEYS=something-long asks everybody for a key."""
-import os, warnings
+import os, sys, warnings
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -86,7 +86,7 @@ app.EXAMPLES = (
 {examples}
 )
 
-warnings.formatwarning = lambda message, *_: f'warning: {{message}}\n' # without a line of source
+warnings.showwarning = lambda message, *_: print(f'warning: {{message}}', file=sys.stderr) # without a line of source
 if __name__ == '__main__': serve({model!r}, {adapter}, server_settings(), ends=True)
 '''
 
