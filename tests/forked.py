@@ -192,6 +192,8 @@ def ask(address: str, program: list):
     connection.sendall(request[sent:])
     answers = connection.makefile('rb')
     pid = int(answers.readline())
+    if 'RLIMIT_FSIZE' in limits: # which holds for the command, and not for the note of its number
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.getrlimit(resource.RLIMIT_FSIZE)[1],)*2)
     Path(address).with_name(f'{os.getpid()}.pid').write_text(str(pid))
     code = int(answers.readline() or -signal.SIGKILL)
     if code >= 0: os._exit(code)

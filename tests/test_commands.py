@@ -56,6 +56,9 @@ LEFT = {'sample': 'frames.png', 'view': 'pages/index.html', 'normalise': 'small'
         'ablate': 'ablated/ablation.json', 'lopo': 'left/lopo.json', 'merge': 'merged/config.json',
         'export': 'served/request.json', 'gguf': 'gguf/model.gguf', 'analyze': 'person0.eaf',
         'predict many': 'predictions.jsonl', 'analyze many': 'timelines.jsonl', 'space': 'hosted/app.py'}
+# the way back: what the model says becomes the labels of a video, in place of its table
+BACK = ('analyze back/person1.mp4 --model tiny --adapter run/adapter --stride 6 --export elan --to back/person1.eaf',
+        'init back --fresh')
 
 # ---- what other tests run: (a command, the file, what stands in it) --------------------------------------------------
 ELSEWHERE = (
@@ -137,7 +140,7 @@ def asked(command):
     return name, {w.split('=')[0] for w in words if w.startswith('--')} - {'--help', '--json'}
 
 
-RUN = [asked(c) for c in (*FIRST, *OTHERS.values(), *(c for c, *_ in ELSEWHERE))]
+RUN = [asked(c) for c in (*FIRST, *BACK, *OTHERS.values(), *(c for c, *_ in ELSEWHERE))]
 
 
 def options_run(name):
@@ -241,6 +244,16 @@ def test_a_command_runs(what, work, shards, cli):
     files = dict(SHARDS=shards, RESULTS=next((bundled_model()/'results').glob('201.json.gz')))
     out = run_in(work, cli, OTHERS[what], **files)
     assert (work/LEFT[what]).exists() if what in LEFT else out.strip()
+
+
+def test_the_way_back(work, cli):
+    shutil.copytree(work/'videos', work/'back')
+    tables = sorted((work/'back').glob('*.csv'))
+    rows = [f'{p.stem}.mp4,{row}' for p in tables for row in p.read_text().splitlines()[1:]]
+    for p in tables: p.unlink()
+    (work/'back'/'all.csv').write_text('\n'.join(['video,start,end,label', *rows]))
+    for command in BACK: run_in(work, cli, command)
+    assert 'labels: person1.eaf' in (work/'back'/'recordings.yaml').read_text()
 
 
 @pytest.fixture

@@ -151,7 +151,7 @@ class _Known:
         what = f"{'drawn ' if self.training.get('twin') else ''}videos of {self.taxonomy.name}"
         whose = f' with {len(self.people)} people' if self.people else ''
         return (f'the model was trained on {what}{whose} only: of any other video its answer is a guess, '
-                'however probable it is called')
+                'however sure it looks')
     @property
     def weights(self) -> Path:
         "The file of its weights."
