@@ -72,13 +72,14 @@ def here(video: Path) -> Path:
         raise BadInput('no video in it', video, 'name a video, a folder of them, or one of frames named by their time')
     return video
 
-# %% ../nbs/04p_batches.ipynb #90984b57
+# %% ../nbs/04p_batches.ipynb #50bdd04a
 def _known(adapter: Adapter | None) -> dict | None:
     "An adapter by what it holds, wherever it lies."
     if adapter is None: return None
     fitted = adapter.calibration.to_dict() if adapter.calibration else None
     return adapter.to_dict() | dict(calibration=fitted, weights=adapter.weights.is_file() and adapter.weights_sha256)
 
+# %% ../nbs/04p_batches.ipynb #90984b57
 @dataclass(frozen=True)
 class Question:
     "What every video is asked, and who answers. Raises `BadInput` for a model or an adapter that is none."
@@ -218,7 +219,7 @@ class Lines(_Answered):
     def __enter__(self) -> 'Lines': return self
     def __exit__(self, *_: object): self.close()
 
-# %% ../nbs/04p_batches.ipynb #e5f2a1d4
+# %% ../nbs/04p_batches.ipynb #a50e8fa2
 def predicted(
     engine: Engine,
     video: Path,
@@ -231,6 +232,7 @@ def predicted(
     if found.answer is None: raise VLMTemporalError('the model gave no answer')
     return found.to_response()
 
+# %% ../nbs/04p_batches.ipynb #e5f2a1d4
 def told(
     video: str | Path,
     fps: float,

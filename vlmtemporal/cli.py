@@ -914,7 +914,7 @@ def _only(videos: list[Path], *rest: object) -> Path | None:
     from vlmtemporal.batches import videos_of
     return videos[0] if not any(rest) and len(videos) == 1 and list(videos_of(videos)) == videos else None
 
-# %% ../nbs/04j_cli.ipynb #e70ff73d
+# %% ../nbs/04j_cli.ipynb #94803621
 def _lines_path(out: Path | None, table: Path | None, usual: str) -> Path:
     "Where the lines go: a table's are its own, so that it meets no file of another question."
     if out or not table: return out or Path(usual)
@@ -925,6 +925,7 @@ def _tell_trained_on(asked: Any):
     "What the model has learnt from, once: whoever is asked answers about anything."
     if asked.trained_on: typer.echo(f'note: {asked.trained_on}', err=True)
 
+# %% ../nbs/04j_cli.ipynb #e70ff73d
 @dataclass(frozen=True)
 class _Many:
     "The options of a run over many videos. Raises `BadInput` for those that do not belong together."

@@ -277,9 +277,9 @@ class _Reading(_Seeing):
             for _, futures in flying:
                 for f in futures: f.cancel()
 
-# %% ../nbs/04b_engine.ipynb #803ce082
-class _Following(_Reading):
-    "A model that reads a video."
+# %% ../nbs/04b_engine.ipynb #8fbc8332
+class _InWindows(_Reading):
+    "A model that reads an open video, window by window."
     def _read(self, source: Video, spec: FrameSpec, stride: float, ticket: Ticket, trusted: bool) -> Iterator[Progress]:
         "Read a video in windows."
         begin, duration = time.perf_counter(), source.info.duration
@@ -301,6 +301,10 @@ class _Following(_Reading):
     def _in_line(self, first: int) -> Progress:
         "Before anything is known of the video."
         return Progress(0, 0, 0., 0., Timeline(self.taxonomy, (), (), 0., {}), queued=first)
+
+# %% ../nbs/04b_engine.ipynb #803ce082
+class _Following(_InWindows):
+    "A model that reads a video when it is its turn."
     def follow(self,
         video: str | Path,
         stride: float = 1.,                   # seconds between windows

@@ -286,11 +286,12 @@ def _write_ablation(
     after = compare(found)
     before = compare({n: found[n][0] for n in trained}, model=0)
     sources = {n: [asdict(r.provenance) for r in found[n]] for n in trained}
-    tape = phases_by_variant(found, recorded)
+    known = {'Tape', 'Pack'} <= set(result.taxonomy.names)
+    tape = phases_by_variant(found, recorded) if known else Table([], [])
     write_report(out, f'What helps: {len(after.rows)} variants on {result.about}', [
         Section('Variants', [after.table], _VARIANTS.format(first=first)),
-        Section('Tape by phase', [tape], _PHASES), Section('The base, before any training', [before.table]),
-        provenance_section(sources)])
+        *([Section('Tape by phase', [tape], _PHASES)] if known else []),
+        Section('The base, before any training', [before.table]), provenance_section(sources)])
     more = dict(base=before.rows, provenance=sources, phases=dict(head=tape.head, rows=tape.rows))
     write_json(out/'ablation.json', after.to_dict() | nan_to_null(more))
     return after

@@ -173,7 +173,7 @@ def _clean(line: str) -> str:
     "A line without what would move a terminal's cursor; of a progress bar the last state."
     return ''.join(c for c in without_colours(line) if c.isprintable() or c == '\t')[:1000]
 
-# %% ../nbs/04n_remote.ipynb #260e4560
+# %% ../nbs/04n_remote.ipynb #e94a20eb
 CARRIED = 'vlmtemporal-earlier' # the data set with what an older version left
 SILENCE = 60. # seconds without a word until it is said that the run goes on
 
@@ -195,6 +195,7 @@ class Teller:
         now = time.monotonic()
         if now - self.last >= SILENCE: self.say(f'[{status}, followed for {(now - self.begun)/60:.0f} min]')
 
+# %% ../nbs/04n_remote.ipynb #260e4560
 def follow(
     account: Account,
     kernel: str, # owner/slug/version
@@ -344,7 +345,7 @@ def _one_run(account: Account, pushed: Pushed, tell: Tell) -> Standing:
     why = f' ({state.message})' if state.message else ''
     raise KaggleRefusal(f'version {pushed.version} {what}{why}; its log says why: {pushed.url}')
 
-# %% ../nbs/04n_remote.ipynb #42d91c30
+# %% ../nbs/04n_remote.ipynb #149e5b85
 NEEDS = {'03_eval': '02_train', '04_serve': '02_train'}
 _WAIT = 'wait until it is over (`vlmtemporal kaggle status`), or push all the same with --anyway'
 
@@ -376,6 +377,7 @@ def check_needed(account: Account, request: Request):
     if said: raise BadInput(f'{why} is at version {version}, which {said}', page_of(kernel),
                             _instead(account, request.chapter, needed, version))
 
+# %% ../nbs/04n_remote.ipynb #42d91c30
 def check_idle(account: Account, request: Request):
     "Raises `BadInput` while the chapter runs, or while the one that it needs does and has left nothing."
     now = running(account, request.kernel)
@@ -388,13 +390,7 @@ def check_idle(account: Account, request: Request):
         raise BadInput(f'{needed}, which {request.chapter} needs, is still going on and has left nothing yet',
                        page_of(kernel), _WAIT)
 
-# %% ../nbs/04n_remote.ipynb #fb76db18
-def _check_followed(pushed: Pushed, options: Sequence[str]):
-    "Raises `BadInput` for options when a run goes on that cannot heed them."
-    if not options: return
-    raise BadInput(f'version {pushed.version} is going on, and does not heed {", ".join(options)}', pushed.url,
-                   '`vlmtemporal kaggle train` without options follows it; to train with these, wait until it is over')
-
+# %% ../nbs/04n_remote.ipynb #2e89d4e4
 def changed(request: Request, earlier: Earlier) -> list[str]:
     "The settings that make it another training than this version; those of a session, as `hours`, do not."
     from vlmtemporal.carrying import CUT
@@ -413,9 +409,18 @@ def _check_unchanged(request: Request, earlier: Earlier | None):
     raise BadInput(f'version {earlier.version} was begun with another {", ".join(names)}, and is not finished',
                    page_of(request.kernel), 'leave these options out to go on with it, or begin anew with --fresh')
 
+# %% ../nbs/04n_remote.ipynb #6be114fa
 def _is_attached(request: Request, earlier: Earlier | None) -> bool:
     "Does it go on from its own newest version?"
     return earlier is not None and request.kernel in request.metadata['kernel_sources']
+
+def _done(account: Account, request: Request, earlier: Earlier) -> Standing | None:
+    "How far a version came that is finished; None for another. Raises `KaggleRefusal`."
+    name = f'{request.kernel}/{earlier.version}'
+    if state_of(account, name).status != 'complete': return None
+    try: found = standing(account, name)
+    except BadInput: return None
+    return found if found.finished else None
 
 def going_from(account: Account, request: Request, earlier: Earlier | None) -> Request:
     "The request, without a finished training of other settings attached. Raises `BadInput` when it cannot go on."
@@ -430,14 +435,7 @@ def going_from(account: Account, request: Request, earlier: Earlier | None) -> R
     raise BadInput(f'version {earlier.version} left nothing to go on from', page_of(request.kernel),
                    f'--version {good} goes on from what version {good} left, --fresh begins anew')
 
-def _done(account: Account, request: Request, earlier: Earlier) -> Standing | None:
-    "How far a version came that is finished; None for another. Raises `KaggleRefusal`."
-    name = f'{request.kernel}/{earlier.version}'
-    if state_of(account, name).status != 'complete': return None
-    try: found = standing(account, name)
-    except BadInput: return None
-    return found if found.finished else None
-
+# %% ../nbs/04n_remote.ipynb #227f623b
 def finished(
     account: Account,
     request: Request,        # of 02_train
@@ -452,6 +450,13 @@ def finished(
     tell(f'{done}; with another {", ".join(other)} this is a new training, and that one is not attached' if other else
          f'{done}: `vlmtemporal kaggle pull` fetches it; --fresh, or another setting, begins another training')
     return None if other else found
+
+# %% ../nbs/04n_remote.ipynb #fb76db18
+def _check_followed(pushed: Pushed, options: Sequence[str]):
+    "Raises `BadInput` for options when a run goes on that cannot heed them."
+    if not options: return
+    raise BadInput(f'version {pushed.version} is going on, and does not heed {", ".join(options)}', pushed.url,
+                   '`vlmtemporal kaggle train` without options follows it; to train with these, wait until it is over')
 
 def train(
     account: Account,
@@ -565,6 +570,24 @@ def try_adapter(
     load_model(base, adapter)
     return f'loads onto {adapter.base}'
 
+# %% ../nbs/04n_remote.ipynb #fe272633
+def _to_pull(account: Account, chapter: str, version: int | None) -> int:
+    "The version that is meant, which is over. Raises `BadInput` when there is none."
+    kernel = kernel_of(account.user, chapter)
+    newest = version_of(account, kernel)
+    command = 'train' if chapter == '02_train' else f'push {chapter[3:]}'
+    if not newest: raise BadInput('was never pushed', kernel, f'`vlmtemporal kaggle {command}` begins it')
+    if version is None: version = newest
+    if version > newest: raise BadInput(f'has no version {version}', page_of(kernel), f'the newest is {newest}')
+    if state_of(account, f'{kernel}/{version}').is_over: return version
+    fix = 'train` follows it' if chapter == '02_train' else 'status` says when it is over'
+    raise BadInput(f'version {version} is still going on', page_of(kernel), f'`vlmtemporal kaggle {fix}')
+
+def _tell_of_others(account: Account, name: str, tell: Tell):
+    "Say how many files stay at Kaggle."
+    left = [n for n in output_names(account, name) if not re.search(_MOST, n)]
+    if left: tell(f'{counted(len(left), "file")} of shards and checkpoints stay there; --all fetches them, too')
+
 # %% ../nbs/04n_remote.ipynb #544f26aa
 def pull(
     account: Account,
@@ -587,23 +610,6 @@ def pull(
         if not found['files']: raise BadInput(f'version {version} left nothing', page_of(kernel), 'look at its log')
         write_json(tmp/PULLED, found)
     return found
-
-def _tell_of_others(account: Account, name: str, tell: Tell):
-    "Say how many files stay at Kaggle."
-    left = [n for n in output_names(account, name) if not re.search(_MOST, n)]
-    if left: tell(f'{counted(len(left), "file")} of shards and checkpoints stay there; --all fetches them, too')
-
-def _to_pull(account: Account, chapter: str, version: int | None) -> int:
-    "The version that is meant, which is over. Raises `BadInput` when there is none."
-    kernel = kernel_of(account.user, chapter)
-    newest = version_of(account, kernel)
-    command = 'train' if chapter == '02_train' else f'push {chapter[3:]}'
-    if not newest: raise BadInput('was never pushed', kernel, f'`vlmtemporal kaggle {command}` begins it')
-    if version is None: version = newest
-    if version > newest: raise BadInput(f'has no version {version}', page_of(kernel), f'the newest is {newest}')
-    if state_of(account, f'{kernel}/{version}').is_over: return version
-    fix = 'train` follows it' if chapter == '02_train' else 'status` says when it is over'
-    raise BadInput(f'version {version} is still going on', page_of(kernel), f'`vlmtemporal kaggle {fix}')
 
 def _tried(folder: Path, model: str | None, tell: Tell) -> dict[str, str]:
     "Every adapter in a folder, loaded: where it lies -> what was found out."

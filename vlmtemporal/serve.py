@@ -68,7 +68,7 @@ def warn_if_open(settings: ServerSettings):
     warnings.warn(f'anybody who can reach {settings.host}:{settings.port} may use this server; set keys, for example '
                   'VLMTEMPORAL_SERVE_KEYS=something-long', VLMTemporalWarning, stacklevel=2)
 
-# %% ../nbs/04_serve.ipynb #7c53c8cf
+# %% ../nbs/04_serve.ipynb #fc959dc6
 @contextmanager
 def _settled(folder: ServerFolder) -> Iterator[threading.Event]:
     "This process is a server's, until the block ends; the event is set when it was told to end."
@@ -90,7 +90,7 @@ def _settled(folder: ServerFolder) -> Iterator[threading.Event]:
         sys.setswitchinterval(before[2])
         if told is not None: signal.signal(signal.SIGTERM, told)
 
-
+# %% ../nbs/04_serve.ipynb #7c53c8cf
 def _warm(engine: Engine):
     "Answer once, and leave the model out of every later collection of garbage."
     engine.warm_up()

@@ -527,11 +527,12 @@ def _spreading(base: Any) -> type:
                 if writes(): self._save(output_dir)
     return Spreading
 
-# %% ../nbs/02h_trainer.ipynb #7e63d28c
+# %% ../nbs/02h_trainer.ipynb #99e4d0a7
 class _WithoutCard:
     "Writes no README beside checkpoints: TRL's knows neither the base nor the data."
     def create_model_card(self, *args, **kwargs): pass
 
+# %% ../nbs/02h_trainer.ipynb #7e63d28c
 def _trainer_class(shards: Shards, out: Path, config: TrainConfig, memory: TowerMemory | None) -> type:
     "`SFTTrainer` that knows which examples its current step has seen, and whose checkpoints are whole or absent."
     from trl import SFTTrainer
