@@ -1,5 +1,5 @@
 "Many videos: a line each, whatever happens, and no video is asked about twice."
-import json, os, re, signal, subprocess, textwrap, threading, time
+import json, os, re, signal, subprocess, sys, textwrap, threading, time
 from pathlib import Path
 
 import pytest
@@ -390,3 +390,18 @@ def test_a_video_at_a_url(folder, asked, monkeypatch):
         assert asked == ['monday.mp4'] and 'SECRET' not in Path('predictions.jsonl').read_text()
         code, out, _, _ = vlmtemporal('predict', urls[0])
         assert code == 0 and out == 'Tape from 0.0 to 0.4 s, then Label; confidence 0.50\n'
+
+
+ENDS = """
+import sys, threading, time
+from vlmtemporal.engine import Engine
+engine = Engine('tiny')
+threading.Thread(target=lambda: list(engine.follow(sys.argv[1], 2)), daemon=True).start()
+while not engine.batches: time.sleep(.01)
+"""
+
+
+def test_a_process_may_end_while_its_engine_works(video):
+    "Its threads are waited for: one that is in torch when Python ends aborts the process."
+    r = subprocess.run([sys.executable, '-c', ENDS, video], capture_output=True, text=True, timeout=300)
+    assert r.returncode == 0 and 'terminate called' not in r.stderr, r.stderr

@@ -53,7 +53,8 @@ def test_a_clone_does_not_hide_its_editable_install(tmp_path):
     with zipfile.ZipFile(next(tmp_path.glob('*.whl'))) as z: z.extractall(packages)
     ask = 'import vlmtemporal.basics, vlmtemporal; print(vlmtemporal.__file__)'
     (tmp_path/'script.py').write_text(ask)
-    (tmp_path/'started.py').write_text(f'import site; site.addsitedir({str(packages)!r})') # as its own folder
+    own = f'sys.path[:] = [p for p in sys.path if p != {str(ROOT)!r}]' # of the environment that runs this
+    (tmp_path/'started.py').write_text(f'import site, sys; {own}; site.addsitedir({str(packages)!r})')
     env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
     for what in (['-c', f'import started; {ask}'], ['-c', 'import started; import runpy; runpy.run_path("script.py")']):
         r = subprocess.run([sys.executable, *what], cwd=tmp_path, env=env, capture_output=True, text=True)

@@ -6,7 +6,7 @@
 __all__ = ['UPLOAD_LIMITS', 'public_message', 'Analysis', 'Progress', 'Engine']
 
 # %% ../nbs/04b_engine.ipynb #d91ab7bd
-import itertools, os, threading, time
+import atexit, itertools, os, threading, time, weakref
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -134,12 +134,24 @@ class _Places:
     def hurry(self):
         "The end is near: whatever is begun from now on is short."
 
+# %% ../nbs/04b_engine.ipynb #968a8589
+_ALIVE: weakref.WeakSet = weakref.WeakSet() # the engines of this process
+_END = 10. # seconds that they may take when it ends
+
+@atexit.register
+def _end_engines():
+    "Close all, then wait for all."
+    for engine in list(_ALIVE): engine.close()
+    end = time.monotonic() + _END
+    for engine in list(_ALIVE): engine.wait(max(end - time.monotonic(), 0))
+
 # %% ../nbs/04b_engine.ipynb #3b8276c9
 class _Model(_Places):
     "A loaded model and the queue before it."
     def __init__(self, model, adapter, taxonomy, spec, queue: int, batch: int):
         super().__init__(queue)
         self._queue = Batches(self._inputs, self._predictions, batch)
+        _ALIVE.add(self)
         self.served = model if isinstance(model, ServedModel) else None
         found = None if self.served else resolve_adapter(adapter, model)
         self.loaded: Any = self.served or _load(model, found)
